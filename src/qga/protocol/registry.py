@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command registry: one decorated function is one command of the protocol.
+
+    @command(deadline=None)
+    def guest_fstrim(agent: Agent, minimum: int = 0) -> FilesystemTrimResponse:
+        \"""Discard the unused blocks of mounted file systems.\"""
+
+The function's name gives the wire name, its annotations the argument types (see `schema`), its docstring the
+documentation. Its kind says where it runs:
+
+* `def`: on a worker thread; may block;
+* `def` with `inline=True`: on the event loop; only computes;
+* `async def`: on the event loop, as a task; awaits what takes long.
+
+A handler returns the value of `return` (None is `{}`), or a `stream.Stream` for bulk base64. It refuses by raising
+`CommandError`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+from ..limits import COMMAND_TIMEOUT
+from .schema import Param, params_of
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+class Command(NamedTuple):
+    """What the dispatcher knows of a command."""
+
+    name: str
+    handler: Callable[..., Any]
+    params: tuple[Param, ...]
+    inline: bool
+    is_async: bool
+    frozen_ok: bool
+    success_response: bool
+    deadline: float | None
+    """Seconds, or None for a command that is never given up."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of the handler's docstring."""
+        return (self.handler.__doc__ or "").strip().partition("\n")[0]
+
+
+REGISTRY: Final[dict[str, Command]] = {}
+"""All commands by wire name, in order of registration."""
+
+
+def command(
+    *,
+    inline: bool = False,
+    frozen_ok: bool = False,
+    success_response: bool = True,
+    deadline: float | None = COMMAND_TIMEOUT,
+) -> Callable[[Handler], Handler]:
+    """Register the decorated function as a command.
+
+    inline: runs on the event loop and must neither block nor take long.
+    frozen_ok: stays enabled while file systems are frozen, even if it is blocked by configuration.
+    success_response: False for commands that answer only when they fail.
+    deadline: seconds after which the client gets a timeout error; None for never.
+    """
+
+    def register(handler: Handler) -> Handler:
+        name = handler.__name__.replace("_", "-")
+        if name in REGISTRY:
+            raise ValueError(f"command {name} is registered twice")
+        if not handler.__doc__:
+            raise ValueError(f"command {name} has no docstring")
+        REGISTRY[name] = Command(
+            name=name,
+            handler=handler,
+            params=params_of(handler),
+            inline=inline,
+            is_async=inspect.iscoroutinefunction(handler),
+            frozen_ok=frozen_ok,
+            success_response=success_response,
+            deadline=deadline,
+        )
+        return handler
+
+    return register
