@@ -12,7 +12,7 @@ class ParseError:
 class Span:
     """A long string value that stays in the receive buffer: ASCII without escapes, readable through the buffer protocol.
 
-    Valid until the framer is asked for the next value or filled again. `str()` copies it out.
+    Its bytes stay in place for as long as it exists; writable, so that they can be decoded there. `str()` copies it out.
     """
 
     def __len__(self) -> int: ...
@@ -34,6 +34,13 @@ class Framer:
 
     def __iter__(self) -> Iterator[Any]: ...
     def __next__(self) -> Any: ...
+    def trim(self) -> None:
+        """Give the memory of a large request back, unless it is still needed."""
+
     @property
     def buffered(self) -> int:
         """Bytes received that do not yet make a complete value."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the receive buffer."""

@@ -17,11 +17,14 @@ A handler returns the value of `return` (None is `{}`), or a `stream.Stream` for
 """
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ..limits import COMMAND_TIMEOUT
 from .schema import Param, params_of
+
+logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -36,6 +39,7 @@ class Command(NamedTuple):
     is_async: bool
     frozen_ok: bool
     success_response: bool
+    delimited: bool
     deadline: float | None
     """Seconds, or None for a command that is never given up."""
 
@@ -54,6 +58,7 @@ def command(
     inline: bool = False,
     frozen_ok: bool = False,
     success_response: bool = True,
+    delimited: bool = False,
     deadline: float | None = COMMAND_TIMEOUT,
 ) -> Callable[[Handler], Handler]:
     """Register the decorated function as a command.
@@ -61,6 +66,7 @@ def command(
     inline: runs on the event loop and must neither block nor take long.
     frozen_ok: stays enabled while file systems are frozen, even if it is blocked by configuration.
     success_response: False for commands that answer only when they fail.
+    delimited: a byte 0xFF goes before the reply to a success.
     deadline: seconds after which the client gets a timeout error; None for never.
     """
 
@@ -78,8 +84,20 @@ def command(
             is_async=inspect.iscoroutinefunction(handler),
             frozen_ok=frozen_ok,
             success_response=success_response,
+            delimited=delimited,
             deadline=deadline,
         )
         return handler
 
     return register
+
+
+def allowed_names(allow: Sequence[str], block: Sequence[str]) -> frozenset[str]:
+    """The commands that configuration leaves enabled: those in the allow list, or all if it is empty, less the blocked.
+
+    A name that is no command is logged: it is most likely a typing error that leaves a command open.
+    """
+    for name in (*allow, *block):
+        if name not in REGISTRY:
+            logger.warning("no command is called '%s' (allow or block list)", name)
+    return frozenset(allow or REGISTRY) - frozenset(block)

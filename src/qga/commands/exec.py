@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of the guest: start one, ask how it ended and what it wrote."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+from .._b64io import decode
+from ..agent import Agent
+from ..errors import CommandError, strerror
+from ..limits import EXEC_OUTPUT_MAX
+from ..logs import account
+from ..platform import process
+from ..platform.process import Capture, Feed, Process
+from ..protocol.registry import command
+from ..protocol.schema import Payload, wire_bytes
+from ..protocol.stream import Bulk, Stream
+
+CaptureMode = Literal["none", "stdout", "stderr", "separated", "merged"]
+CaptureOutput = Annotated[bool | CaptureMode, "GuestExecCaptureOutput"]
+
+
+class Exec(TypedDict):
+    """The value of guest-exec."""
+
+    pid: int
+
+
+class Pipes(NamedTuple):
+    """What is connected to the standard streams of a child; None is /dev/null."""
+
+    feed: Feed | None
+    out: Capture | None
+    err: Capture | None
+    merged: bool
+
+
+@command(deadline=None)
+async def guest_exec(
+    agent: Agent,
+    path: str,
+    arg: list[str] | None = None,
+    env: list[str] | None = None,
+    input_data: Payload | None = None,
+    capture_output: CaptureOutput = False,
+) -> Exec:
+    """Start a program and return its process id; guest-exec-status tells the rest."""
+    words = [path, *(arg or ())]
+    account('guest-exec called: "%s"', " ".join(words))
+    argv = [wire_bytes(word) for word in words]
+    environment = None if env is None else [wire_bytes(text) for text in env]
+    data = None if input_data is None else await agent.workers.run(partial(_decoded, input_data))
+    pipes = _open_pipes(data, capture_output)
+    try:
+        pid = await agent.workers.run(partial(_start, argv, environment, pipes))
+    except OSError as exc:
+        for end in (pipes.feed, pipes.out, pipes.err):
+            if end is not None:
+                end.abandon()
+        raise CommandError(f"Failed to execute child process “{path}” ({strerror(exc)})") from exc
+    for end in (pipes.feed, pipes.out, pipes.err):
+        if end is not None:
+            end.begin()
+    agent.processes[pid] = Process(pid, pipes.out, pipes.err)
+    return {"pid": pid}
+
+
+@command(inline=True)
+def guest_exec_status(agent: Agent, pid: int) -> Mapping[str, Any] | Stream:
+    """Tell whether a program has ended, and if so how and what it wrote; that answer is given once."""
+    account("guest-exec-status called, pid: %d", pid)
+    child = agent.processes.get(pid)
+    if child is None:
+        raise CommandError(f"PID {pid} does not exist")
+    ended = child.ended
+    if ended is None:
+        return {"exited": False}
+    del agent.processes[pid]
+    members = {"exited": True}
+    if ended.signal is None:
+        members["exitcode"] = ended.exit_code
+    else:
+        members["signal"] = ended.signal
+    bulks = [
+        _bulk(name, capture) for name, capture in (("out", child.out), ("err", child.err)) if capture is not None and capture.size
+    ]
+    if not bulks:
+        child.close()
+        return members
+    return Stream(members, bulks, "failed to read captured output", child.close)
+
+
+def _decoded(payload: Payload) -> bytes:
+    # A copy: the child may take its input long after the request's buffer is used again.
+    try:
+        return bytes(decode(payload))
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
+
+
+def _open_pipes(data: bytes | None, mode: bool | CaptureMode) -> Pipes:
+    out = Capture(EXEC_OUTPUT_MAX) if mode is True or mode in ("stdout", "separated", "merged") else None
+    err = Capture(EXEC_OUTPUT_MAX) if mode is True or mode in ("stderr", "separated") else None
+    return Pipes(None if data is None else Feed(data), out, err, mode == "merged")
+
+
+def _start(argv: list[bytes], env: list[bytes] | None, pipes: Pipes) -> int:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        stdin = pipes.feed.child_end if pipes.feed else null
+        stdout = pipes.out.child_end if pipes.out else null
+        stderr = stdout if pipes.merged else pipes.err.child_end if pipes.err else null
+        return process.start(argv, env, stdin, stdout, stderr)
+    finally:
+        os.close(null)
+
+
+def _bulk(name: str, capture: Capture) -> Bulk:
+    os.lseek(capture.memory, 0, os.SEEK_SET)
+    return Bulk(
+        f"{name}-data", capture.memory, capture.size, lambda count, eof: {f"{name}-truncated": capture.truncated}
+    )

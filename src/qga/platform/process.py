@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes of guest-exec: started without a shell, watched by the event loop, their output kept in memory files.
+
+Output goes from the pipe into a memfd by splice(2), so it is never copied through this process and is read back by the
+code that reads files. Source for the descriptor that reports the end of a process: pidfd_open(2).
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+from typing import NamedTuple
+
+from .._b64io import spawn
+
+PIPE_SIZE = 1 << 20
+"""Wanted capacity of a captured pipe: fewer wake-ups per MiB."""
+
+SPLICE_SIZE = 1 << 20
+"""Most bytes moved in one turn of the event loop."""
+
+DEFAULT_PATH = b"/bin:/usr/bin:."
+"""Where programs are looked for if there is no PATH."""
+
+Environment = list[bytes] | None
+
+
+def find_program(name: bytes, env: Environment) -> list[bytes]:
+    """The files that may be meant by `name`: itself if it has a slash, else one for each directory of PATH.
+
+    PATH is taken from `env` if that has one, else from this process.
+    """
+    if b"/" in name:
+        return [name]
+    path = next((entry[5:] for entry in env or () if entry.startswith(b"PATH=")), None)
+    if path is None:
+        path = os.environb.get(b"PATH", DEFAULT_PATH)
+    return [os.path.join(directory or b".", name) for directory in path.split(b":")] if path else []
+
+
+def start(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> int:
+    """Start `argv[0]`, searched for as `find_program` says, and return its process id. May block; OSError.
+
+    A file that is no program for the kernel is given to /bin/sh, as execvp(3) does.
+    """
+    failure = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    denied: OSError | None = None
+    for program in find_program(argv[0], env):
+        try:
+            return spawn(program, argv, env, stdin, stdout, stderr)
+        except FileNotFoundError as exc:
+            failure = exc
+        except NotADirectoryError:
+            continue
+        except PermissionError as exc:
+            denied = exc
+        except OSError as exc:
+            if exc.errno != errno.ENOEXEC:
+                raise
+            return spawn(b"/bin/sh", [b"/bin/sh", program, *argv[1:]], env, stdin, stdout, stderr)
+    raise denied or failure
+
+
+class Capture:
+    """Takes what a child writes to a pipe: the first `limit` bytes are kept, the rest is read and dropped."""
+
+    def __init__(self, limit: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = limit
+        self._pipe, self.child_end = os.pipe()
+        self.memory = os.memfd_create("qga-exec", os.MFD_CLOEXEC)
+        """Descriptor of the kept bytes."""
+        self.size = 0
+        self.truncated = False
+        self.ended = False
+        os.set_blocking(self._pipe, False)
+        try:
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:
+            pass  # over the user's limit: slower, nothing else
+
+    def begin(self) -> None:
+        """Start to read, once the child has its end."""
+        os.close(self.child_end)
+        self._loop.add_reader(self._pipe, self._take)
+
+    def close(self) -> None:
+        """Forget everything; the child's writes fail from now on."""
+        if not self.ended:
+            self._loop.remove_reader(self._pipe)
+            os.close(self._pipe)
+            self.ended = True
+        os.close(self.memory)
+
+    def abandon(self) -> None:
+        """Undo the constructor, for a child that could not be started."""
+        os.close(self.child_end)
+        os.close(self._pipe)
+        os.close(self.memory)
+
+    def _take(self) -> None:
+        room = min(self._limit - self.size, SPLICE_SIZE)
+        try:
+            taken = os.splice(self._pipe, self.memory, room) if room else len(os.read(self._pipe, 65536))
+        except BlockingIOError:
+            return
+        except OSError:
+            taken = 0  # out of memory for the kept bytes: the output ends here
+            self.truncated = True
+        if taken == 0:
+            self._loop.remove_reader(self._pipe)
+            os.close(self._pipe)
+            self.ended = True
+        elif room:
+            self.size += taken
+        else:
+            self.truncated = True
+
+
+class Feed:
+    """Gives bytes to a child's standard input as fast as it takes them, then closes it."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rest = memoryview(data)
+        self.child_end, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+
+    def begin(self) -> None:
+        """Start to write, once the child has its end."""
+        os.close(self.child_end)
+        self._loop.add_writer(self._pipe, self._give)
+
+    def abandon(self) -> None:
+        """Undo the constructor, for a child that could not be started."""
+        os.close(self.child_end)
+        os.close(self._pipe)
+
+    def _give(self) -> None:
+        try:
+            if self._rest:
+                self._rest = self._rest[os.write(self._pipe, self._rest[:65536]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._rest = memoryview(b"")  # the child has closed its input
+        if not self._rest:
+            self._loop.remove_writer(self._pipe)
+            os.close(self._pipe)
+
+
+class Ended(NamedTuple):
+    """How a process ended: exactly one of the two is not None."""
+
+    exit_code: int | None
+    signal: int | None
+
+
+class Process:
+    """A started child. `ended` is None until it has exited and both captured pipes are at their end."""
+
+    def __init__(self, pid: int, out: Capture | None, err: Capture | None) -> None:
+        self.pid = pid
+        self.out = out
+        self.err = err
+        self._exit: Ended | None = None
+        self._loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended, once all of its output is here as well."""
+        if any(capture is not None and not capture.ended for capture in (self.out, self.err)):
+            return None
+        return self._exit
+
+    def close(self) -> None:
+        """Drop the kept output."""
+        for capture in (self.out, self.err):
+            if capture is not None:
+                capture.close()
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._exit = Ended(code, None) if code >= 0 else Ended(None, -code)
