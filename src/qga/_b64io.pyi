@@ -24,6 +24,12 @@ class Encoder:
         Raises OSError if the very first read fails; BlockingIOError if nothing is there yet.
         """
 
+    def prime_cached(self) -> bool:
+        """Queue all of the data if it is a single block that is in memory already: True. Otherwise nothing happens.
+
+        Never blocks. Source: RWF_NOWAIT in preadv2(2).
+        """
+
     def pump(self, out: int, patience: int) -> bool:
         """Write until everything is out (True) or `out` took nothing for `patience` milliseconds (False).
 

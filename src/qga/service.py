@@ -85,6 +85,8 @@ def open_channel(config: Config) -> Opened:
         return Opened(config.method, listen_vsock(_path(config)))
     if config.method == "stdio":
         return Opened(config.method)
+    if config.method not in DEVICES:
+        raise ChannelError(f"unsupported channel method/type: {config.method}")
     open_device, _ = DEVICES[config.method]
     try:
         return Opened(config.method, fd=open_device(_path(config)))

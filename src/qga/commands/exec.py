@@ -86,9 +86,9 @@ def guest_exec_status(agent: Agent, pid: int) -> Mapping[str, Any] | Stream:
         _bulk(name, capture) for name, capture in (("out", child.out), ("err", child.err)) if capture is not None and capture.size
     ]
     if not bulks:
-        child.close()
+        child.release()
         return members
-    return Stream(members, bulks, "failed to read captured output", child.close)
+    return Stream(members, bulks, "failed to read captured output", child)
 
 
 def _decoded(payload: Payload) -> bytes:

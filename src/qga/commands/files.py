@@ -65,15 +65,14 @@ def guest_file_close(agent: Agent, handle: int) -> None:
             raise from_os("failed to close handle", exc) from exc
 
 
-@command()
+@command(inline=True)
 def guest_file_read(agent: Agent, handle: int, count: int = READ_COUNT_DEFAULT) -> Stream:
     """Read up to `count` bytes (48 MiB at the most) from the handle's position."""
-    agent.files.get(handle)
+    file = agent.files.get(handle)
     if not 0 <= count <= READ_COUNT_MAX:
         raise CommandError(f"value '{count}' is invalid for argument count")
-    file = _claim(agent, handle)
     data = Bulk("buf-b64", file.fd, count, lambda count, eof: {"count": count, "eof": eof})
-    return Stream({}, [data], "failed to read file", file.release)
+    return Stream({}, [data], "failed to read file", file)
 
 
 @command(deadline=None)
@@ -113,19 +112,14 @@ def guest_file_flush(agent: Agent, handle: int) -> None:
         pass
 
 
-def _claim(agent: Agent, handle: int) -> OpenFile:
-    file = agent.files.get(handle)
-    if not file.acquire(COMMAND_TIMEOUT):
-        raise CommandError(f"handle '{handle}' is in use by another request")
-    if not agent.files.holds(handle, file):  # closed while we waited
-        file.release()
-        raise CommandError(f"handle '{handle}' has not been found")
-    return file
-
-
 @contextmanager
 def _using(agent: Agent, handle: int) -> Iterator[OpenFile]:
-    file = _claim(agent, handle)
+    file = agent.files.get(handle)
+    try:
+        if not file.acquire(COMMAND_TIMEOUT):
+            raise CommandError(f"handle '{handle}' is in use by another request")
+    except OSError as exc:  # closed while we waited
+        raise CommandError(f"handle '{handle}' has not been found") from exc
     try:
         yield file
     finally:

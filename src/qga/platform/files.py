@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open files of the guest-file-* commands: plain descriptors, written without a buffer of our own."""
 
+import errno
 import os
 import threading
 
@@ -49,10 +50,16 @@ class OpenFile:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._lock = threading.Lock()
+        self._closed = False
 
     def acquire(self, timeout: float) -> bool:
-        """Wait for the turn of this request; False if the file is still in use after `timeout` seconds."""
-        return self._lock.acquire(timeout=timeout)
+        """Wait for the turn of this request; False if others still use the file after `timeout` seconds, OSError if closed."""
+        if not self._lock.acquire(timeout=timeout):
+            return False
+        if self._closed:
+            self._lock.release()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return True
 
     def release(self) -> None:
         """Let the next request have the file; any thread may do so."""
@@ -69,6 +76,5 @@ class OpenFile:
 
     def close(self) -> None:
         """Close the descriptor; it is gone even if OSError reports that earlier writes were lost."""
+        self._closed = True
         os.close(self.fd)
-
-

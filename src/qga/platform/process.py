@@ -175,7 +175,11 @@ class Process:
             return None
         return self._exit
 
-    def close(self) -> None:
+    def acquire(self, timeout: float) -> bool:
+        """The output of a program that has ended is read by the one request that is told so."""
+        return self.ended is not None
+
+    def release(self) -> None:
         """Drop the kept output."""
         for capture in (self.out, self.err):
             if capture is not None:

@@ -16,7 +16,7 @@ from ..errors import ChannelError, CommandError, CommandNotFound
 from .registry import REGISTRY, Command
 from .reply import encode, error, success
 from .schema import bind
-from .stream import Stream
+from .stream import PATIENCE_MS, Stream
 
 if TYPE_CHECKING:
     from ..agent import Agent
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Started(NamedTuple):
-    """A bulk reply of which a part is out already; `done` is what `Stream.pump` returned."""
+    """An open bulk reply, of which a part may be out already; `done` is what `Stream.pump` returned."""
 
     stream: Stream
     done: bool
@@ -63,9 +63,11 @@ class Dispatcher:
             if not command.inline:
                 return self._await(command, arguments, ends, out)
             result = command.handler(self._agent, **arguments)
-            if type(result) is Stream:
-                return self._await_worker(command, lambda: result, ends, out)
-            return _reply(command, result, ends)
+            if type(result) is not Stream:
+                return _reply(command, result, ends)
+            if result.open_cached(ends.success_end):
+                return Started(result, False)
+            return self._await_worker(command, lambda: result, ends, out)
         except Exception as exc:  # noqa: BLE001 - the one place where a failed handler becomes a reply
             return _failure(request, exc, ends)
 
@@ -117,8 +119,8 @@ def _work(call: Callable[[], Any], claim: threading.Lock, end: bytes, out: int) 
     result = call()
     if type(result) is not Stream:
         return result
+    result.open(end)
     try:
-        result.open(end)
         if not claim.acquire(blocking=False):
             raise CommandError("too late, the deadline has answered")
         return Started(result, pump(result, out))
@@ -127,10 +129,10 @@ def _work(call: Callable[[], Any], claim: threading.Lock, end: bytes, out: int) 
         raise
 
 
-def pump(stream: Stream, out: int) -> bool:
+def pump(stream: Stream, out: int, patience: int = PATIENCE_MS) -> bool:
     """`Stream.pump`, with a broken descriptor as ChannelError."""
     try:
-        return stream.pump(out)
+        return stream.pump(out, patience)
     except OSError as exc:
         raise ChannelError(f"reply cut off: {exc}") from exc
 

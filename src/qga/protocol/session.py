@@ -10,6 +10,7 @@ from .._framing import Framer
 from ..errors import ChannelError
 from ..workers import WorkerPool
 from .dispatch import Dispatcher, Reply, Started, pump
+from .stream import Stream
 
 TURN = 64
 """Requests answered before other connections get a turn."""
@@ -100,9 +101,27 @@ class Session:
             if isinstance(reply, bytes):
                 if not self._link.send(reply):
                     return self._begin(None)
+            elif isinstance(reply, Started):
+                if not self._send_cached(reply.stream):
+                    return self._begin(self._return(reply))
             elif reply is not None:
                 return self._begin(reply)
         return self._begin(None)
+
+    def _send_cached(self, stream: Stream) -> bool:
+        # What is in memory already is sent from here: a change of threads would cost more.
+        try:
+            done = pump(stream, self._link.out_fd(), patience=0)
+        except ChannelError:
+            stream.release()
+            raise
+        if done:
+            stream.release()
+        return done
+
+    @staticmethod
+    async def _return(reply: Reply) -> Reply:
+        return reply
 
     def _idle(self) -> None:
         if self._framer.size > LARGE and self._trim is None:

@@ -2,10 +2,11 @@
 """Replies whose bulk is base64: sent block by block from a descriptor, never held whole."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .._b64io import Encoder
-from ..errors import from_os
+from ..errors import CommandError, from_os
+from ..limits import COMMAND_TIMEOUT
 from .reply import encode
 
 PATIENCE_MS = 50
@@ -25,36 +26,75 @@ class Bulk(NamedTuple):
     after: Callable[[int, bool], Mapping[str, Any]]
 
 
+class Source(Protocol):
+    """What the descriptors belong to: one request at a time may use it."""
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait for the turn of this request, `timeout` seconds at the most; OSError if it is no longer usable."""
+
+    def release(self) -> None:
+        """Let the next request have it."""
+
+
 class Stream:
     """A handler's result: plain members, then one or more bulk ones.
 
     doing: what the error reply says if nothing can be read, such as "failed to read file".
-    release: called exactly once, when the reply is out or given up.
+    source: acquired before the first block is read, released when the reply is out or given up.
     """
 
-    def __init__(self, members: Mapping[str, Any], bulks: list[Bulk], doing: str, release: Callable[[], None]) -> None:
+    def __init__(self, members: Mapping[str, Any], bulks: list[Bulk], doing: str, source: Source) -> None:
         self._members = members
         self._bulks = bulks
         self._doing = doing
+        self._source = source
+        self._acquired = False
         self._encoders: list[Encoder] = []
-        self.release = release
 
     def open(self, end: bytes) -> None:
         """Read the first block; CommandError if there is none. `end` is what closes the reply behind the value."""
-        head = b'{"return":{' + _members(self._members) + (b"," if self._members else b"")
-        for bulk, following in zip(self._bulks, [*self._bulks[1:], None], strict=True):
-            closing = b"}" + end if following is None else b"," + _opening(following)
-            self._encoders.append(Encoder(bulk.source, bulk.count, head + _opening(bulk) if head else b"", _tail(bulk, closing)))
-            head = b""
         try:
+            if not self._acquire(COMMAND_TIMEOUT):
+                raise CommandError(f"{self._doing}: in use by another request")
+            self._make_encoders(end)
             self._encoders[0].prime()
         except OSError as exc:
+            self.release()
             raise from_os(self._doing, exc) from exc
 
-    def pump(self, out: int) -> bool:
-        """Write until all is out (True) or the reader is too slow for a thread to wait (False); OSError if it is gone."""
+    def open_cached(self, end: bytes) -> bool:
+        """Like `open`, if that can be done without blocking and one block is all; otherwise False, `open` may follow."""
+        try:
+            if len(self._bulks) > 1 or not self._acquire(0):
+                return False
+        except OSError:
+            return False
+        self._make_encoders(end)
+        return self._encoders[0].prime_cached()
+
+    def _acquire(self, timeout: float) -> bool:
+        if not self._acquired:
+            self._acquired = self._source.acquire(timeout)
+        return self._acquired
+
+    def release(self) -> None:
+        """Let others use the source: the reply is out or given up."""
+        if self._acquired:
+            self._acquired = False
+            self._source.release()
+
+    def _make_encoders(self, end: bytes) -> None:
+        self._encoders = []
+        head = b'{"return":{' + _members(self._members) + (b"," if self._members else b"") + _opening(self._bulks[0])
+        for bulk, following in zip(self._bulks, [*self._bulks[1:], None], strict=True):
+            closing = b"}" + end if following is None else b"," + _opening(following)
+            self._encoders.append(Encoder(bulk.source, bulk.count, head, _tail(bulk, closing)))
+            head = b""
+
+    def pump(self, out: int, patience: int = PATIENCE_MS) -> bool:
+        """Write until all is out (True) or `out` took nothing for `patience` ms (False); OSError if it is broken."""
         while self._encoders:
-            if not self._encoders[0].pump(out, PATIENCE_MS):
+            if not self._encoders[0].pump(out, patience):
                 return False
             del self._encoders[0]
         return True

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console script `qga`: the options of qemu-ga, and its exit statuses."""
+
+import os
+import sys
+
+from ._version import PROTOCOL_LEVEL
+from .config import Config, UsageError, dump, load, usage
+from .errors import QgaError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; `argv` without its name. Returns the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["--service"]:
+        from .provisioning import main as service_main  # only administrators need it
+
+        return service_main(arguments[1:])
+    # Nothing may be written while file systems are frozen, least of all by an import.
+    sys.dont_write_bytecode = True
+    try:
+        return _act(load(arguments, os.environ))
+    except UsageError as exc:
+        print(f"{sys.argv[0]}: {exc}", file=sys.stderr)
+        print(f"Unknown option, try '{sys.argv[0]} --help' for more information.")
+    except QgaError as exc:
+        print(exc, file=sys.stderr)
+    return 1
+
+
+def _act(config: Config) -> int:
+    if config.action == "help":
+        _print(usage(sys.argv[0]))
+    elif config.action == "version":
+        print(f"QEMU Guest Agent {PROTOCOL_LEVEL}")
+    elif config.action == "dump":
+        _print(dump(config))
+    else:
+        return _run(config)
+    return 0
+
+
+def _print(text: str) -> None:
+    # Paths from the command line need not be UTF-8.
+    sys.stdout.buffer.write(os.fsencode(text))
+
+
+def _run(config: Config) -> int:
+    from ._lean import import_event_loop
+
+    import_event_loop()
+    from . import logs, service
+    from .commands import REGISTRY
+
+    if config.action == "list-commands":
+        print("\n".join(REGISTRY))
+        return 0
+    logs.setup(config)
+    return service.run(config)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the small text files of /proc and /sys.
+
+Functions that read them take `root`, a prefix of every path: empty for this machine, a directory for a captured tree.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_BLOCK = 16384
+
+
+class CallError(OSError):
+    """A failed system call on a named file; `call` reads like `open("/proc/stat")`."""
+
+    def __init__(self, call: str, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.call = call
+
+
+@contextmanager
+def calling(call: str) -> Iterator[None]:
+    """Turn an OSError of the block inside into a CallError that names `call`."""
+    try:
+        yield
+    except OSError as exc:
+        raise CallError(call, exc) from exc
+
+
+def read(path: str) -> bytes:
+    """The whole file; OSError. Read to its end, since one read of a list in /proc gives a page or so."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, _BLOCK)
+        if not data:
+            return data
+        while more := os.read(fd, _BLOCK):
+            data += more
+        return data
+    finally:
+        os.close(fd)
+
+
+def read_or_none(path: str) -> bytes | None:
+    """Like `read`, None if there is no such file."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
