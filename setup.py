@@ -12,6 +12,9 @@ if os.environ.get("QGA_WERROR"):
 
 setup(
     ext_modules=cythonize(
-        [Extension(f"qga.{name}", [f"src/qga/{name}.pyx"], extra_compile_args=COMPILE_ARGS) for name in ("_framing", "_b64io")],
+        [
+            Extension(f"qga.{name}", [f"src/qga/{name}.pyx"], extra_compile_args=COMPILE_ARGS)
+            for name in ("_framing", "_b64io")
+        ],
     )
 )

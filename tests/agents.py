@@ -84,7 +84,12 @@ class AgentProcess:
     """
 
     def __init__(
-        self, argv: list[str], directory: Path, *options: str, env: dict[str, str] | None = None, method: str = "unix-listen"
+        self,
+        argv: list[str],
+        directory: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        method: str = "unix-listen",
     ) -> None:
         self.directory = directory
         self.path = directory / "agent.sock"

@@ -31,8 +31,8 @@ class Tree:
         self.sys = directory / "sys"
         self.proc = directory / "proc"
         self.udev = directory / "run/udev/data"
-        for path in (self.sys / "block", self.sys / "dev/block", self.sys / "class/block", self.proc / "self", self.udev):
-            path.mkdir(parents=True)
+        for path in ("sys/block", "sys/dev/block", "sys/class/block", "proc/self", "run/udev/data"):
+            (directory / path).mkdir(parents=True)
         self._partitions = "major minor  #blocks  name\n\n"
         self._mountinfo = ""
         self.add(text)
@@ -65,7 +65,8 @@ class Tree:
             return self._mount(*rest.split())
         if word == "udev":
             number, *properties = rest.split()
-            return self._file(self.udev / f"b{number}", "\n".join(["I:1", *("E:" + item for item in properties), "V:1"]))
+            lines = ["I:1", *(f"E:{item}" for item in properties), "V:1"]
+            return self._file(self.udev / f"b{number}", "\n".join(lines))
         return self._directory(here / line)
 
     @staticmethod

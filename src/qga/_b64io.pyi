@@ -31,7 +31,7 @@ class Encoder:
         """
 
     def pump(self, out: int, patience: int) -> bool:
-        """Write until everything is out (True) or `out` took nothing for `patience` milliseconds (False).
+        """Write until everything is out (True), or until `out` has been waited for `patience` milliseconds in all (False).
 
         A read error after the first block ends the data early: the tail tells the count really sent. Raises OSError if
         `out` fails.

@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t, pid_t
 
 import os
@@ -113,7 +114,7 @@ cdef class Encoder:
             raise OSError(error, os.strerror(error))
 
     def pump(self, int out, int patience):
-        """Write until everything is out (True) or `out` took nothing for `patience` milliseconds (False).
+        """Write until everything is out (True), or until `out` has been waited for `patience` milliseconds in all (False).
 
         A read error after the first block ends the data early: the tail tells the count really sent. Raises OSError if
         `out` fails.
@@ -127,7 +128,7 @@ cdef class Encoder:
                     waited = False
                 elif status != EAGAIN:
                     raise OSError(status, os.strerror(status))
-                elif waited or not wait_writable(out, patience):
+                elif waited or not wait_writable(out, &patience):
                     # "Writable" and yet EAGAIN: a virtio port whose host side is closed. Never spin on it.
                     return False
                 else:
@@ -234,14 +235,19 @@ cdef Py_ssize_t read_full(int fd, char *buffer, Py_ssize_t size, int *error) noe
     return got
 
 
-cdef bint wait_writable(int fd, int milliseconds) noexcept:
-    # True if `fd` takes bytes, or has failed and will say so at the next write.
+cdef bint wait_writable(int fd, int *patience) noexcept:
+    # True if `fd` takes bytes, or has failed and will say so at the next write. Uses up the milliseconds of patience.
     cdef pollfd entry
+    cdef timespec before, after
     cdef int ready
     entry.fd = fd
     entry.events = POLLOUT
     with nogil:
-        ready = poll(&entry, 1, milliseconds)
+        clock_gettime(CLOCK_MONOTONIC, &before)
+        ready = poll(&entry, 1, patience[0])
+        clock_gettime(CLOCK_MONOTONIC, &after)
+    patience[0] -= (after.tv_sec - before.tv_sec) * 1000 + (after.tv_nsec - before.tv_nsec) // 1000000
+    patience[0] = max(patience[0], 0)
     return ready > 0
 
 

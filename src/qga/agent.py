@@ -15,7 +15,7 @@ from .workers import WorkerPool
 
 
 class HandleTable:
-    """Open files by handle. A number is never given out twice, not even by a later process with the same state directory.
+    """Open files by handle. A number is never given out twice, not even by a later process with the same state.
 
     Numbers are reserved in steps, each step recorded before its first number is used. Any thread may call any method.
     OSError from the constructor if the state directory cannot be written.

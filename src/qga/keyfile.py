@@ -55,7 +55,9 @@ def parse(data: bytes) -> dict[str, dict[str, Entry]]:
         if (name := _group_name(line)) is not None:
             group = groups.setdefault(name, {})
         elif not equals or not _is_key(key.rstrip(_SPACE)) or b"\0" in value:
-            raise KeyFileError(f"line {number}: '{line.decode(errors='replace')}' is not [group], key=value or # comment")
+            raise KeyFileError(
+                f"line {number}: '{line.decode(errors='replace')}' is not [group], key=value or # comment"
+            )
         elif group is None:
             raise KeyFileError(f"line {number}: there is no [group] before the first key")
         else:

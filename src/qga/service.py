@@ -3,9 +3,9 @@
 
 import asyncio
 import logging
-import os
 import signal
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -113,8 +113,10 @@ async def serve(config: Config, files: HandleTable, opened: Opened) -> None:
     loop.add_signal_handler(signal.SIGHUP, logs.reopen)
     endpoint = _endpoint(config, agent, opened)
     endpoint.start()
+    _notify_ready()
     logger.info("serving %s with %d commands", opened.method, len(commands.REGISTRY))
-    await asyncio.wait([ended, endpoint.failed], return_when=asyncio.FIRST_COMPLETED)
+    endpoint.failed.add_done_callback(lambda _: _resolve(ended))
+    await ended
     try:
         async with asyncio.timeout(GRACE_SECONDS):
             await endpoint.aclose()
@@ -122,9 +124,23 @@ async def serve(config: Config, files: HandleTable, opened: Opened) -> None:
         logger.warning("ended with a request under way")
 
 
+def _notify_ready() -> None:
+    # Tells systemd that a Type=notify unit is up; source: sd_notify(3).
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier, suppress(OSError):
+        notifier.sendto(b"READY=1", address.replace("@", "\0", 1) if address.startswith("@") else address)
+
+
 def _end(agent: Agent, ended: asyncio.Future[None]) -> None:
     # A frozen system needs its agent: nobody else would thaw it.
-    if not agent.frozen and not ended.done():
+    if not agent.frozen:
+        _resolve(ended)
+
+
+def _resolve(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
         ended.set_result(None)
 
 
@@ -133,7 +149,9 @@ def _endpoint(config: Config, agent: Agent, opened: Opened) -> Endpoint:
     if opened.sock is not None:
         made_here = opened.method == "unix-listen" and config.path and opened.sock.getsockname() == config.path
         peers = config.vsock_peers if opened.method == "vsock-listen" else None
-        return Listener(opened.sock, partial(Channel, dispatcher, agent.workers), peers, config.path if made_here else None)
+        return Listener(
+            opened.sock, partial(Channel, dispatcher, agent.workers), peers, config.path if made_here else None
+        )
     if opened.method == "stdio":
         return DeviceChannel(0, lambda: 0, lambda _: StdioChannel(dispatcher, agent.workers, 0, 1), None)
     open_device, channel = DEVICES[opened.method]

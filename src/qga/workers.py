@@ -53,7 +53,7 @@ class WorkerPool:
             function, future = job
             try:
                 outcome: tuple[Any, BaseException | None] = (function(), None)
-            except BaseException as exc:  # noqa: BLE001 - handed to whoever awaits the future
+            except BaseException as exc:
                 outcome = (None, exc)
             try:
                 self._loop.call_soon_threadsafe(self._finish, future, *outcome)

@@ -9,9 +9,7 @@ from ..platform import cpu
 from ..platform.proc import CallError
 from ..protocol.registry import command
 
-LogicalProcessor = TypedDict(
-    "LogicalProcessor", {"logical-id": int, "online": bool, "can-offline": NotRequired[bool]}
-)
+LogicalProcessor = TypedDict("LogicalProcessor", {"logical-id": int, "online": bool, "can-offline": NotRequired[bool]})
 
 
 @command()
@@ -21,7 +19,7 @@ def guest_get_vcpus(agent: Agent) -> list[LogicalProcessor]:
         processors = cpu.list_processors()
     except CallError as exc:
         raise from_os(exc.call, exc) from exc
-    return [{"logical-id": each.index, "online": each.online, "can-offline": each.can_offline} for each in processors]
+    return [{"logical-id": each.number, "online": each.online, "can-offline": each.can_offline} for each in processors]
 
 
 @command(deadline=None)
@@ -42,10 +40,10 @@ def guest_set_vcpus(agent: Agent, vcpus: list[LogicalProcessor]) -> int:
     return done
 
 
-def _set_online(index: int, online: bool) -> None:
+def _set_online(number: int, online: bool) -> None:
     try:
-        has_switch = cpu.set_online(index, online)
+        has_switch = cpu.set_online(number, online)
     except CallError as exc:
         raise from_os(exc.call, exc) from exc
     if not has_switch and not online:
-        raise CommandError(f"logical processor #{index} can't be offlined")
+        raise CommandError(f"logical processor #{number} can't be offlined")

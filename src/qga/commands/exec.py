@@ -77,13 +77,15 @@ def guest_exec_status(agent: Agent, pid: int) -> Mapping[str, Any] | Stream:
     if ended is None:
         return {"exited": False}
     del agent.processes[pid]
-    members = {"exited": True}
+    members: dict[str, Any] = {"exited": True}
     if ended.signal is None:
         members["exitcode"] = ended.exit_code
     else:
         members["signal"] = ended.signal
     bulks = [
-        _bulk(name, capture) for name, capture in (("out", child.out), ("err", child.err)) if capture is not None and capture.size
+        _bulk(name, capture)
+        for name, capture in (("out", child.out), ("err", child.err))
+        if capture is not None and capture.size
     ]
     if not bulks:
         child.release()

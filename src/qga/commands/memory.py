@@ -36,7 +36,7 @@ def guest_get_memory_blocks(agent: Agent) -> list[MemoryBlock]:
     if not blocks and memory.is_supported():
         raise CommandError("guest reported zero memory blocks!")
     return [
-        {"phys-index": Uint64(each.index), "online": each.online, "can-offline": each.can_offline} for each in blocks
+        {"phys-index": Uint64(each.number), "online": each.online, "can-offline": each.can_offline} for each in blocks
     ]
 
 

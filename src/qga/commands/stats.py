@@ -40,7 +40,7 @@ def guest_get_cpustats(agent: Agent) -> list[CpuStats]:
 
 def _cpu_stats(processor: cpu.CpuTimes, per_second: int) -> CpuStats:
     times = [ticks * 1000 // per_second for ticks in processor.ticks]
-    return cast(CpuStats, dict(zip(CpuStats.__annotations__, ("linux", processor.index, *times), strict=False)))
+    return cast(CpuStats, dict(zip(CpuStats.__annotations__, ("linux", processor.number, *times), strict=False)))
 
 
 DiskStats = TypedDict(

@@ -16,7 +16,7 @@ _DIRECTORY = "/sys/devices/system/cpu"
 class Processor(NamedTuple):
     """A processor that the kernel knows."""
 
-    index: int
+    number: int
     online: bool
     can_offline: bool
 
@@ -26,22 +26,22 @@ def list_processors(root: str = "") -> list[Processor]:
     directory = f"{root}{_DIRECTORY}"
     with proc.calling(f"failed to list entries: {directory}"):
         names = os.listdir(directory)
-    indexes = sorted(int(name[3:]) for name in names if name.startswith("cpu") and name[3:].isdigit())
-    return [_processor(index, f"{directory}/cpu{index}/online") for index in indexes]
+    numbers = sorted(int(name[3:]) for name in names if name.startswith("cpu") and name[3:].isdigit())
+    return [_processor(number, f"{directory}/cpu{number}/online") for number in numbers]
 
 
-def _processor(index: int, switch: str) -> Processor:
+def _processor(number: int, switch: str) -> Processor:
     with proc.calling(f'open("{switch}")'):
         state = proc.read_or_none(switch)
-    return Processor(index, state is None or not state.startswith(b"0"), state is not None)
+    return Processor(number, state is None or not state.startswith(b"0"), state is not None)
 
 
-def set_online(index: int, online: bool, root: str = "") -> bool:
+def set_online(number: int, online: bool, root: str = "") -> bool:
     """Switch a processor on or off, unless it is so already; CallError.
 
     Return False if it has no switch, that is, it is always on.
     """
-    directory = f"{root}{_DIRECTORY}/cpu{index}/"
+    directory = f"{root}{_DIRECTORY}/cpu{number}/"
     switch = f"{directory}/online"
     with proc.calling(f'open("{directory}")'):
         os.stat(directory)
@@ -66,7 +66,7 @@ def set_online(index: int, online: bool, root: str = "") -> bool:
 class CpuTimes(NamedTuple):
     """A `cpuN` line of /proc/stat."""
 
-    index: int
+    number: int
     ticks: tuple[int, ...]
     """User, nice, system, idle and so on, as many as the kernel tells, in its order."""
 

@@ -10,6 +10,7 @@ Examples of such paths:
 """
 
 import os
+from itertools import pairwise
 from typing import NamedTuple
 
 _BUS_OF_DRIVER = {
@@ -138,7 +139,7 @@ def _pci_address(part: str) -> PciAddress | None:
 
 def _scsi_address(parts: list[str]) -> _ScsiAddress | None:
     """The numbers of `target2:0:0/2:0:0:0`: host, channel, target, logical unit."""
-    for part, below in zip(parts, parts[1:], strict=False):
+    for part, below in pairwise(parts):
         if part.startswith("target") and below.count(":") == 3:
             return _ScsiAddress(*map(int, below.split(":")))
     return None

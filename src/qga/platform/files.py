@@ -5,8 +5,6 @@ import errno
 import os
 import threading
 
-
-
 MODES = {
     "r": os.O_RDONLY,
     "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -53,7 +51,7 @@ class OpenFile:
         self._closed = False
 
     def acquire(self, timeout: float) -> bool:
-        """Wait for the turn of this request; False if others still use the file after `timeout` seconds, OSError if closed."""
+        """Wait up to `timeout` seconds for the turn of this request: whether it has come. OSError if closed."""
         if not self._lock.acquire(timeout=timeout):
             return False
         if self._closed:

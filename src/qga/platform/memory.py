@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory blocks, the unit in which memory goes on and off line (Linux, Documentation/admin-guide/mm/memory-hotplug.rst)."""
+"""Memory blocks, the unit in which memory is switched on and off.
+
+Source: Linux, Documentation/admin-guide/mm/memory-hotplug.rst.
+"""
 
 import os
 from typing import NamedTuple
@@ -12,7 +15,7 @@ _DIRECTORY = "/sys/devices/system/memory"
 class MemoryBlock(NamedTuple):
     """A memory block."""
 
-    index: int
+    number: int
     online: bool
     can_offline: bool
 
@@ -24,15 +27,15 @@ def list_blocks(root: str = "") -> list[MemoryBlock]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    indexes = sorted(int(name[6:]) for name in names if name.startswith("memory") and name[6:].isdigit())
-    return [_block(index, f"{directory}/memory{index}") for index in indexes]
+    numbers = sorted(int(name[6:]) for name in names if name.startswith("memory") and name[6:].isdigit())
+    return [_block(number, f"{directory}/memory{number}") for number in numbers]
 
 
-def _block(index: int, directory: str) -> MemoryBlock:
+def _block(number: int, directory: str) -> MemoryBlock:
     state = proc.read_or_none(f"{directory}/state")
     removable = proc.read_or_none(f"{directory}/removable")
     return MemoryBlock(
-        index,
+        number,
         online=state is None or state.startswith(b"online"),
         can_offline=removable is not None and not removable.startswith(b"0"),
     )
@@ -43,12 +46,12 @@ def is_supported(root: str = "") -> bool:
     return os.path.isdir(f"{root}{_DIRECTORY}")
 
 
-def set_online(index: int, online: bool, root: str = "") -> bool:
+def set_online(number: int, online: bool, root: str = "") -> bool:
     """Switch a memory block on or off, unless it is so already; FileNotFoundError if there is no such block, OSError.
 
     Return False if the block has no switch.
     """
-    directory = f"{root}{_DIRECTORY}/memory{index}"
+    directory = f"{root}{_DIRECTORY}/memory{number}"
     os.stat(directory)
     try:
         fd = os.open(f"{directory}/state", os.O_RDWR | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network interfaces with their addresses and counters, and the routing tables.
 
-Interfaces come from two netlink dumps (Linux, Documentation/userspace-api/netlink; rtnetlink(7)), in the kernel's order:
-one socket and a few system calls for all facts of all interfaces.
+Interfaces come from two netlink dumps in the kernel's order (rtnetlink(7); Linux, include/uapi/linux/rtnetlink.h): one
+socket and a few system calls for all facts of all interfaces.
 """
 
 import os
@@ -27,7 +27,7 @@ _HEADER: Final = struct.Struct("=IHHII")
 _LINK: Final = struct.Struct("=BxHiII")
 _ADDRESS: Final = struct.Struct("=BBBBI")
 _ATTRIBUTE: Final = struct.Struct("=HH")
-_STATS64: Final = struct.Struct("=16Q")
+_STATS64: Final = struct.Struct("=8Q56xQ")
 _ATTRIBUTE_TYPE: Final = 0x3FFF
 
 _LINK_ADDRESS: Final = 1
@@ -70,7 +70,7 @@ class Interface(NamedTuple):
     counters: Counters | None
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """The list changed while it was read."""
 
 
@@ -85,11 +85,11 @@ def list_interfaces() -> list[Interface]:
 
 
 def _dump(netlink: socket.socket, kind: int, size: int) -> list[memoryview]:
-    """Ask for all objects of a kind, once more if they changed meanwhile; `size` is that of the request's fixed part."""
+    """Ask for all objects of a kind, again if they changed meanwhile; `size` is that of the request's fixed part."""
     for _ in range(_DUMP_ATTEMPTS - 1):
         try:
             return list(_messages(netlink, kind, size))
-        except _Interrupted:
+        except _InterruptedError:
             continue
     return list(_messages(netlink, kind, size, interruptible=False))
 
@@ -104,7 +104,7 @@ def _messages(netlink: socket.socket, kind: int, size: int, interruptible: bool 
             interrupted |= bool(flags & _DUMP_INTERRUPTED)
             if message_kind == _DONE:
                 if interrupted and interruptible:
-                    raise _Interrupted
+                    raise _InterruptedError
                 return
             if message_kind == _ERROR:
                 code = -struct.unpack_from("=i", data, _HEADER.size)[0]
@@ -141,14 +141,15 @@ def _link(message: memoryview) -> tuple[int, Interface]:
 
 def _counters(value: memoryview) -> Counters:
     """struct rtnl_link_stats64; packets that the device missed count as dropped, as in /proc/net/dev."""
-    stats = _STATS64.unpack_from(value)
-    rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped = stats[:8]
-    rx_missed = stats[15]
-    return Counters(rx_bytes, rx_packets, rx_errors, rx_dropped + rx_missed, tx_bytes, tx_packets, tx_errors, tx_dropped)
+    rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped, rx_missed = (
+        _STATS64.unpack_from(value)
+    )
+    rx_dropped += rx_missed
+    return Counters(rx_bytes, rx_packets, rx_errors, rx_dropped, tx_bytes, tx_packets, tx_errors, tx_dropped)
 
 
 def _add_address(message: memoryview, links: dict[int, Interface], interfaces: dict[str, Interface]) -> None:
-    """Give one address to its interface, or to an entry for its label. On a point-to-point link the local end counts."""
+    """Give one address to its interface, or to an entry for its label; of a point-to-point link, the local one."""
     family, prefix, _, _, index = _ADDRESS.unpack_from(message)
     link = links.get(index)
     if link is None or family not in (socket.AF_INET, socket.AF_INET6):
@@ -197,18 +198,24 @@ class Route6(NamedTuple):
 
 def routes4(root: str = "") -> list[Route4]:
     """The IPv4 routes in the kernel's order; empty if it has no IPv4; OSError."""
-    lines = _lines(f"{root}/proc/net/route")
-    return [_route4(*line.split()[:11]) for line in lines[1:]]
+    return [_route4(line) for line in _lines(f"{root}/proc/net/route")[1:]]
 
 
-def _route4(
-    interface: str, destination: str, gateway: str, flags: str, refcnt: str, use: str, metric: str, mask: str,
-    mtu: str, window: str, irtt: str,
-) -> Route4:  # fmt: skip
+def _route4(line: str) -> Route4:
+    interface, destination, gateway, flags, refcnt, use, metric, mask, mtu, window, irtt = line.split()
     return Route4(
-        interface, _inet4(destination), _inet4(gateway), _inet4(mask), int(flags, 16), int(refcnt), int(use), int(metric),
-        int(mtu), int(window), int(irtt),
-    )  # fmt: skip
+        interface=interface,
+        destination=_inet4(destination),
+        gateway=_inet4(gateway),
+        mask=_inet4(mask),
+        flags=int(flags, 16),
+        refcnt=int(refcnt),
+        use=int(use),
+        metric=int(metric),
+        mtu=int(mtu),
+        window=int(window),
+        irtt=int(irtt),
+    )
 
 
 def _inet4(text: str) -> str:
@@ -218,17 +225,23 @@ def _inet4(text: str) -> str:
 
 def routes6(root: str = "") -> list[Route6]:
     """The IPv6 routes in the kernel's order; empty if it has no IPv6; OSError."""
-    return [_route6(*line.split()) for line in _lines(f"{root}/proc/net/ipv6_route")]
+    return [_route6(line) for line in _lines(f"{root}/proc/net/ipv6_route")]
 
 
-def _route6(
-    destination: str, destination_prefix: str, source: str, source_prefix: str, nexthop: str, metric: str, refcnt: str,
-    use: str, flags: str, interface: str,
-) -> Route6:  # fmt: skip
+def _route6(line: str) -> Route6:
+    destination, prefix, source, source_prefix, nexthop, metric, refcnt, use, flags, interface = line.split()
     return Route6(
-        interface, _inet6(destination), int(destination_prefix, 16), _inet6(source), int(source_prefix, 16),
-        _inet6(nexthop), _signed(metric), _signed(refcnt), _signed(use), int(flags, 16),
-    )  # fmt: skip
+        interface=interface,
+        destination=_inet6(destination),
+        destination_prefix=int(prefix, 16),
+        source=_inet6(source),
+        source_prefix=int(source_prefix, 16),
+        nexthop=_inet6(nexthop),
+        metric=_signed(metric),
+        refcnt=_signed(refcnt),
+        use=_signed(use),
+        flags=int(flags, 16),
+    )
 
 
 def _inet6(text: str) -> str:

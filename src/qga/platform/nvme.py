@@ -9,14 +9,15 @@ from typing import Final, NamedTuple
 
 _ADMIN_COMMAND: Final = 0xC0484E41
 """NVME_IOCTL_ADMIN_CMD (Linux, include/uapi/linux/nvme_ioctl.h)."""
-_COMMAND: Final = struct.Struct("=BBHIIIQQII6III")
-"""struct nvme_passthru_cmd."""
+_COMMAND: Final = struct.Struct("=B3xI16xQ4xII28x")
+"""The members of struct nvme_passthru_cmd in use: opcode, nsid, addr, data_len, cdw10."""
 _GET_LOG_PAGE: Final = 0x02
 _SMART_LOG: Final = 0x02
 _RETAIN_EVENT: Final = 1 << 15
 """Reading the log must not clear an event that the guest's own monitoring waits for."""
 _ALL_NAMESPACES: Final = 0xFFFFFFFF
 _PAGE_SIZE: Final = 512
+_REQUEST: Final = _SMART_LOG | _RETAIN_EVENT | (_PAGE_SIZE // 4 - 1) << 16
 _PAGE: Final = struct.Struct("<BHBBB26x20Q")
 
 
@@ -36,11 +37,7 @@ class SmartLog(NamedTuple):
 def smart_log(node: str) -> SmartLog | None:
     """Ask the disk at `node` for its health; None if it cannot be opened or does not answer."""
     page = array.array("B", bytes(_PAGE_SIZE))
-    dwords = _PAGE_SIZE // 4 - 1
-    request = _SMART_LOG | _RETAIN_EVENT | dwords << 16
-    command = _COMMAND.pack(
-        _GET_LOG_PAGE, 0, 0, _ALL_NAMESPACES, 0, 0, 0, page.buffer_info()[0], 0, _PAGE_SIZE, request, 0, 0, 0, 0, 0, 0, 0
-    )
+    command = _COMMAND.pack(_GET_LOG_PAGE, _ALL_NAMESPACES, page.buffer_info()[0], _PAGE_SIZE, _REQUEST)
     try:
         fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 from .._b64io import spawn
@@ -74,10 +75,8 @@ class Capture:
         self.truncated = False
         self.ended = False
         os.set_blocking(self._pipe, False)
-        try:
+        with suppress(OSError):  # over the user's limit: slower, nothing else
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            pass  # over the user's limit: slower, nothing else
 
     def begin(self) -> None:
         """Start to read, once the child has its end."""

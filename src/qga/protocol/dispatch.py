@@ -68,7 +68,7 @@ class Dispatcher:
             if result.open_cached(ends.success_end):
                 return Started(result, False)
             return self._await_worker(command, lambda: result, ends, out)
-        except Exception as exc:  # noqa: BLE001 - the one place where a failed handler becomes a reply
+        except Exception as exc:
             return _failure(request, exc, ends)
 
     def _lookup(self, request: dict[str, Any]) -> tuple[Command, dict[str, Any]]:
@@ -92,7 +92,7 @@ class Dispatcher:
                 return _reply(command, await command.handler(self._agent, **arguments), ends)
         except TimeoutError:
             return _failure(command, _timed_out(command, deadline), ends)
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:
             return _failure(command, exc, ends)
 
     async def _await_worker(self, command: Command, call: Callable[[], Any], ends: Ends, out: int) -> Reply:
@@ -100,17 +100,16 @@ class Dispatcher:
         # Whoever takes it may answer: the worker that is about to send a bulk reply, or the deadline.
         claim = threading.Lock()
         future = self._agent.workers.run(partial(_work, call, claim, ends.success_end, out))
-        expire = partial(_expire, future, claim, command, deadline)
-        timer = asyncio.get_running_loop().call_later(deadline, expire) if deadline else None
+        timer = deadline and asyncio.get_running_loop().call_later(deadline, _expire, future, claim, command, deadline)
         try:
             result = await future
             return result if type(result) is Started else _reply(command, result, ends)
         except ChannelError:
             raise
-        except Exception as exc:  # noqa: BLE001 - as above
+        except Exception as exc:
             return _failure(command, exc, ends)
         finally:
-            if timer is not None:
+            if timer:
                 timer.cancel()
 
 

@@ -11,11 +11,11 @@ from ..errors import CommandError
 
 
 def encode(value: Any) -> bytes:
-    """JSON for `value`; other than orjson alone: pure ASCII, as the C agent's, and long strings of a request allowed."""
+    """JSON for `value` by orjson, but pure ASCII as the C agent's, and with the long strings of a request."""
     try:
         data = orjson.dumps(value, default=_long_string)
     except TypeError:
-        data = orjson.dumps(_without_surrogates(value), default=_long_string)
+        data = _encode_slowly(value)
     if data.isascii() and b"\x7f" not in data:
         return data
     return data.decode().encode("ascii", "qga-json").replace(b"\x7f", b"\\u007F")
@@ -37,15 +37,30 @@ def _long_string(value: Any) -> str:
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def _without_surrogates(value: Any) -> Any:
-    # Bytes of file names that are not UTF-8 reach us as lone surrogates; the C agent sends U+FFFD for them.
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    return value
+def _encode_slowly(value: Any) -> bytes:
+    # For what orjson refuses: an id nested deeper than 254 levels, bytes of a file name that are not UTF-8.
+    pieces: list[bytes] = []
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if type(item) is bytes:
+            pieces.append(item)
+        elif type(item) is list:
+            pending.append(b"]")
+            for index in range(len(item) - 1, -1, -1):
+                pending += (item[index], b"," if index else b"")
+            pending.append(b"[")
+        elif type(item) is dict:
+            pending.append(b"}")
+            for index, (key, member) in enumerate(reversed(item.items()), 1 - len(item)):
+                pending += (member, b":", key, b"," if index else b"")
+            pending.append(b"{")
+        elif type(item) is str:
+            # The C agent sends U+FFFD for what is not UTF-8.
+            pieces.append(orjson.dumps(item.encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+        else:
+            pieces.append(orjson.dumps(item, default=_long_string))
+    return b"".join(pieces)
 
 
 def _escape(exc: UnicodeError) -> tuple[str, int]:

@@ -18,7 +18,19 @@ A parameter with a default is optional; `T | None = None` is how "absent" is tol
 
 import types
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypeAlias, Union, get_args, get_origin, is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    TypeAlias,
+    Union,
+    get_args,
+    get_origin,
+    is_typeddict,
+)
 
 from .._framing import Span
 from ..errors import CommandError

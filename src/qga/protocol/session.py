@@ -139,7 +139,7 @@ class Session:
     async def _finish(self, pending: Coroutine[Any, Any, Reply] | None) -> None:
         # pending: the rest of a request; None if only the reply has to get out, or others have to get a turn.
         try:
-            reply = await pending if pending is not None else await asyncio.sleep(0)
+            reply = await (pending or _turn())
             if isinstance(reply, Started):
                 await self._stream(reply)
             elif reply is not None:
@@ -166,6 +166,10 @@ class Session:
                 done = await self._workers.run(partial(pump, stream, self._link.out_fd()))
         finally:
             stream.release()
+
+
+async def _turn() -> None:
+    await asyncio.sleep(0)
 
 
 _NOTHING: Final = object()

@@ -16,13 +16,13 @@ PATIENCE_MS = 50
 class Bulk(NamedTuple):
     """One base64 member of a reply.
 
-    source: descriptor, read from its position; count: bytes wanted, at the most.
+    source: descriptor, read from its position; size: bytes wanted, at the most.
     after: called with (count, eof) once the data is complete, gives the members that follow it.
     """
 
     key: str
     source: int
-    count: int
+    size: int
     after: Callable[[int, bool], Mapping[str, Any]]
 
 
@@ -63,7 +63,7 @@ class Stream:
             raise from_os(self._doing, exc) from exc
 
     def open_cached(self, end: bytes) -> bool:
-        """Like `open`, if that can be done without blocking and one block is all; otherwise False, `open` may follow."""
+        """Like `open`, if one block is all and it is in memory; otherwise False, and `open` may follow."""
         try:
             if len(self._bulks) > 1 or not self._acquire(0):
                 return False
@@ -88,11 +88,11 @@ class Stream:
         head = b'{"return":{' + _members(self._members) + (b"," if self._members else b"") + _opening(self._bulks[0])
         for bulk, following in zip(self._bulks, [*self._bulks[1:], None], strict=True):
             closing = b"}" + end if following is None else b"," + _opening(following)
-            self._encoders.append(Encoder(bulk.source, bulk.count, head, _tail(bulk, closing)))
+            self._encoders.append(Encoder(bulk.source, bulk.size, head, _tail(bulk, closing)))
             head = b""
 
     def pump(self, out: int, patience: int = PATIENCE_MS) -> bool:
-        """Write until all is out (True) or `out` took nothing for `patience` ms (False); OSError if it is broken."""
+        """Write until all is out (True), or `patience` ms were spent waiting for `out` (False); OSError if it is broken."""
         while self._encoders:
             if not self._encoders[0].pump(out, patience):
                 return False

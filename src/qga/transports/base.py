@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all channels share: a pair of non-blocking descriptors, a session on them, and back-pressure in both directions.
+"""What all channels share: non-blocking descriptors, a session on them, and back-pressure in both directions.
 
-Plain descriptors instead of asyncio transports: sockets, serial ports and virtio ports then go through one piece of code,
+Plain descriptors instead of asyncio transports: sockets, serial and virtio ports then go through one piece of code,
 requests are read straight into the framer's buffer, and bulk replies are written by a worker without a copy.
 """
 

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import Callable
 from functools import partial
 
@@ -37,7 +36,11 @@ class Listener:
     """
 
     def __init__(
-        self, sock: socket.socket, make_channel: MakeChannel, peers: frozenset[int] | None = None, path: str | None = None
+        self,
+        sock: socket.socket,
+        make_channel: MakeChannel,
+        peers: frozenset[int] | None = None,
+        path: str | None = None,
     ) -> None:
         self._sock = sock
         self._make_channel = make_channel
@@ -150,7 +153,7 @@ def _uint32(name: str, text: str) -> int:
 
 
 def inherited_socket() -> socket.socket | None:
-    """The socket that systemd passed to this process, None if it passed none; takes its variables out of the environment.
+    """The socket that systemd passed to this process, or None; takes its variables out of the environment.
 
     ChannelError if it is not exactly one listening unix or vsock socket. Source: sd_listen_fds(3).
     """

@@ -149,7 +149,7 @@ def open_virtio(path: str) -> int:
 
 
 def open_tty(path: str) -> int:
-    """Open a serial line raw at 38400 baud; word size and parity stay as they are. ChannelError if it is no terminal."""
+    """Open a serial line raw at 38400 baud, word size and parity as they are. ChannelError if it is no terminal."""
     fd = open_virtio(path)
     try:
         raw = termios.tcgetattr(fd)
@@ -164,5 +164,7 @@ def open_tty(path: str) -> int:
         termios.tcsetattr(fd, termios.TCSANOW, raw)
     except termios.error as exc:
         os.close(fd)
-        raise ChannelError(f"error opening channel '{path}': {os.strerror(exc.args[0] if exc.args else errno.ENOTTY)}") from exc
+        raise ChannelError(
+            f"error opening channel '{path}': {os.strerror(exc.args[0] if exc.args else errno.ENOTTY)}"
+        ) from exc
     return fd
