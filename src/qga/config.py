@@ -69,20 +69,19 @@ class Kind(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One row of the table. `ours`: not in qemu-ga. `option`, `key`: whether the command line and the file have it."""
+    """One row of the table: its key in the file and its options, each "" if it has none. `ours`: not in qemu-ga."""
 
-    name: str
+    key: str
+    long: str
+    short: str
     kind: Kind
     help: str
-    short: str = ""
-    option: bool = True
-    key: bool = True
     ours: bool = False
 
     @property
     def field(self) -> str:
         """The name of the member of Config."""
-        return self.name.replace("-", "_")
+        return (self.key or self.long).replace("-", "_")
 
 
 def _read_flag(text: str) -> bool:
@@ -133,45 +132,60 @@ MODE: Final = Kind("required", _read_mode, lambda value: f"{value:04o}")
 CIDS: Final = Kind("required", _read_cids, _write_cids)
 
 SETTINGS: Final = (
-    Setting("daemon", FLAG, "", option=False),
-    Setting("daemonize", FLAG, "run in the background", "d", key=False),
-    Setting("method", TEXT, "virtio-serial (default), isa-serial, unix-listen, vsock-listen or stdio", "m"),
+    Setting("daemon", "daemonize", "d", FLAG, "run in the background"),
+    Setting("method", "method", "m", TEXT, "virtio-serial (default), isa-serial, unix-listen, vsock-listen or stdio"),
     Setting(
         "path",
+        "path",
+        "p",
         TEXT,
         "device, socket or CID:PORT to serve (default for virtio-serial "
         f"{DEFAULT_PATHS['virtio-serial']}, for isa-serial {DEFAULT_PATHS['isa-serial']})",
-        "p",
     ),
-    Setting("logfile", TEXT, "file to append the log to (default standard error)", "l"),
-    Setting("pidfile", TEXT, f"file for the process id with --daemonize (default {Config().pidfile})", "f"),
+    Setting("logfile", "logfile", "l", TEXT, "file to append the log to (default standard error)"),
+    Setting("pidfile", "pidfile", "f", TEXT, f"file for the process id of a daemon (default {Config().pidfile})"),
     Setting(
         "fsfreeze-hook",
+        "fsfreeze-hook",
+        "F",
         HOOK,
         "run a program with the argument freeze before file systems are frozen and thaw after they are thawed; a path "
         f"has to follow without a blank, as in -F/path (default {DEFAULT_HOOK})",
-        "F",
     ),
-    Setting("statedir", TEXT, f"directory that keeps state across restarts (default {Config().statedir})", "t"),
-    Setting("verbose", FLAG, "log everything, not only errors", "v"),
-    Setting("retry-path", FLAG, "open the device again, every few seconds, when it is missing or lost", "r"),
-    Setting("block-rpcs", LIST, "comma-separated commands to refuse; 'help' lists all commands", "b"),
-    Setting("allow-rpcs", LIST, "comma-separated commands, all others are refused; 'help' lists all commands", "a"),
-    Setting("socket-mode", MODE, "", option=False, ours=True),
-    Setting("new-file-mode", MODE, "", option=False, ours=True),
-    Setting("command-timeout", SECONDS, "", option=False, ours=True),
-    Setting("freeze-timeout", SECONDS, "thaw by itself after so many seconds (default 0: never)", ours=True),
-    Setting("vsock-peers", CIDS, "", option=False, ours=True),
-    Setting("config", TEXT, f"configuration file (default $QGA_CONF, else {DEFAULT_CONFIG})", "c", key=False),
-    Setting("dump-conf", FLAG, "print the effective settings as a configuration file and exit", "D", key=False),
-    Setting("version", FLAG, "print the protocol level and exit", "V", key=False),
-    Setting("help", FLAG, "print this text and exit", "h", key=False),
+    Setting("statedir", "statedir", "t", TEXT, f"directory that keeps state (default {Config().statedir})"),
+    Setting("verbose", "verbose", "v", FLAG, "log everything, not only errors"),
+    Setting("retry-path", "retry-path", "r", FLAG, "open the device again when it is missing or lost"),
+    Setting("block-rpcs", "block-rpcs", "b", LIST, "comma-separated commands to refuse; 'help' lists all commands"),
+    Setting("allow-rpcs", "allow-rpcs", "a", LIST, "comma-separated commands, the only ones allowed; 'help' lists all"),
+    Setting("socket-mode", "", "", MODE, "permissions of the socket of unix-listen (default 0600)", ours=True),
+    Setting("new-file-mode", "", "", MODE, "permissions of files that clients create (default 0666)", ours=True),
+    Setting(
+        "command-timeout",
+        "",
+        "",
+        SECONDS,
+        "seconds after which a command is given up, 0 for never (default 30 for queries; what may take long never is)",
+        ours=True,
+    ),
+    Setting(
+        "freeze-timeout",
+        "freeze-timeout",
+        "",
+        SECONDS,
+        "seconds after which frozen file systems are thawed by the agent itself (default 0, never)",
+        ours=True,
+    ),
+    Setting("vsock-peers", "", "", CIDS, "context ids that may connect, or any (default 2, the host)", ours=True),
+    Setting("", "config", "c", TEXT, f"configuration file (default $QGA_CONF, else {DEFAULT_CONFIG})"),
+    Setting("", "dump-conf", "D", FLAG, "print the effective settings as a configuration file and exit"),
+    Setting("", "version", "V", FLAG, "print the protocol level and exit"),
+    Setting("", "help", "h", FLAG, "print this text and exit"),
 )
 """Every setting, in the order of --dump-conf, then what exists on the command line only."""
 
-_OPTIONS: Final = {row.name: row for row in SETTINGS if row.option}
+_LONG: Final = {row.long: row for row in SETTINGS if row.long}
 _SHORT: Final = {row.short: row for row in SETTINGS if row.short}
-_KEYS: Final = {row.name: row for row in SETTINGS if row.key}
+_KEYS: Final = {row.key: row for row in SETTINGS if row.key}
 
 Given = tuple[Setting, str | None]
 """An option and its argument."""
@@ -191,8 +205,8 @@ def load(argv: list[str], environ: Mapping[str, str]) -> Config:
     # As in qemu-ga, even --help wants a configuration file that can be read.
     values = _from_file(given, environ)
     for setting, argument in given:
-        if setting.name in ("help", "version"):
-            return Config(action=setting.name)  # type: ignore[arg-type]
+        if setting.long in ("help", "version"):
+            return Config(action=setting.long)  # type: ignore[arg-type]
         if setting.kind is LIST and argument in ("help", "?"):
             return Config(action="list-commands")
         _store(values, setting, _read_argument(setting, argument))
@@ -204,10 +218,10 @@ def load(argv: list[str], environ: Mapping[str, str]) -> Config:
 def dump(config: Config) -> str:
     """The settings as the text of a configuration file."""
     lines = ["[general]"]
-    for setting in _KEYS.values():
+    for key, setting in _KEYS.items():
         value = getattr(config, setting.field)
         if value != Config._field_defaults[setting.field] if setting.ours else value is not None:
-            lines.append(f"{setting.name}={setting.kind.write(value)}")
+            lines.append(f"{key}={setting.kind.write(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -215,11 +229,15 @@ def usage(argv0: str) -> str:
     """The text of --help."""
     import textwrap  # only --help needs it
 
-    lines = [f"Usage: {argv0} [-m METHOD -p PATH] [OPTION]...", f"QEMU guest agent, protocol level {PROTOCOL_LEVEL}.", ""]
-    for setting in _OPTIONS.values():
-        argument = {"none": "", "optional": "[=PATH]", "required": "=VALUE"}[setting.kind.argument]
-        lines.append(f"  {f'-{setting.short},' if setting.short else '   '} --{setting.name}{argument}")
-        lines.extend(textwrap.wrap(setting.help, 79, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    lines = [f"Usage: {argv0} [-m METHOD -p PATH] [OPTION]...", f"QEMU guest agent, level {PROTOCOL_LEVEL}.", ""]
+    only_keys = [row for row in SETTINGS if not row.long]
+    for row in [*_LONG.values(), *only_keys]:
+        if row is only_keys[0]:
+            lines += ["", "Keys of the configuration file without an option:"]
+        argument = {"none": "", "optional": "[=PATH]", "required": "=VALUE"}[row.kind.argument]
+        option = f"{f'-{row.short},' if row.short else '   '} --{row.long}"
+        lines.append(f"  {option if row.long else row.key}{argument}")
+        lines += textwrap.wrap(row.help, 79, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines) + "\n"
 
 
@@ -237,24 +255,24 @@ def _options(argv: list[str]) -> Iterator[Given]:
 
 def _long_option(word: str, rest: Iterator[str]) -> Given:
     name, equals, argument = word[2:].partition("=")
-    setting = _OPTIONS.get(name) or _by_prefix(name, word)
+    setting = _LONG.get(name) or _by_prefix(name, word)
     if equals and setting.kind.argument == "none":
-        raise UsageError(f"option '--{setting.name}' doesn't allow an argument")
+        raise UsageError(f"option '--{setting.long}' doesn't allow an argument")
     if equals or setting.kind.argument != "required":
         return setting, argument if equals else None
     if (following := next(rest, None)) is None:
-        raise UsageError(f"option '--{setting.name}' requires an argument")
+        raise UsageError(f"option '--{setting.long}' requires an argument")
     return setting, following
 
 
 def _by_prefix(prefix: str, word: str) -> Setting:
-    found = [setting for name, setting in _OPTIONS.items() if name.startswith(prefix)]
+    found = [setting for name, setting in _LONG.items() if name.startswith(prefix)]
     # An option of ours does not make ambiguous what qemu-ga understands.
     found = [setting for setting in found if not setting.ours] or found
     if not found:
         raise UsageError(f"unrecognized option '{word}'")
     if len(found) > 1:
-        possibilities = " ".join(f"'--{setting.name}'" for setting in found)
+        possibilities = " ".join(f"'--{setting.long}'" for setting in found)
         raise UsageError(f"option '{word}' is ambiguous; possibilities: {possibilities}")
     return found[0]
 
@@ -280,17 +298,17 @@ def _read_argument(setting: Setting, argument: str | None) -> Any:
     try:
         return setting.kind.read(argument)
     except ValueError as exc:
-        raise ConfigError(f"bad value '{argument}' for --{setting.name}, expected {exc}") from exc
+        raise ConfigError(f"bad value '{argument}' for --{setting.long}, expected {exc}") from exc
 
 
 def _from_file(given: list[Given], environ: Mapping[str, str]) -> dict[str, Any]:
-    explicit = [argument for setting, argument in given if setting.name == "config"]
+    explicit = [argument for setting, argument in given if setting.long == "config"]
     path = explicit[-1] if explicit else environ.get("QGA_CONF", DEFAULT_CONFIG)
     assert path is not None
     values: dict[str, Any] = {}
     try:
-        for name, entry in parse(_read_regular(path)).get("general", {}).items():
-            if setting := _KEYS.get(name):
+        for key, entry in parse(_read_regular(path)).get("general", {}).items():
+            if setting := _KEYS.get(key):
                 _store(values, setting, _read_entry(setting, entry))
     except FileNotFoundError as exc:
         if explicit:
@@ -307,11 +325,14 @@ def _bad_file(path: str, reason: str) -> ConfigError:
 
 
 def _read_regular(path: str) -> bytes:
-    # Without O_NONBLOCK a FIFO would hang the start.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not hang the start
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise _bad_file(path, "Not a regular file")
-        return file.read()
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
 
 
 def _read_entry(setting: Setting, entry: Entry) -> Any:
@@ -319,12 +340,11 @@ def _read_entry(setting: Setting, entry: Entry) -> Any:
     try:
         return setting.kind.read(text)
     except ValueError as exc:
-        entry.fail(f"bad value '{text}' for {setting.name}, expected {exc}")
+        entry.fail(f"bad value '{text}' for {setting.key}, expected {exc}")
 
 
 def _store(values: dict[str, Any], setting: Setting, value: Any) -> None:
-    field = "daemon" if setting.name == "daemonize" else setting.field
-    values[field] = values.get(field, ()) + value if setting.kind is LIST else value
+    values[setting.field] = values.get(setting.field, ()) + value if setting.kind is LIST else value
 
 
 def _settle(values: dict[str, Any], environ: Mapping[str, str]) -> Config:

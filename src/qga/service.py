@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from contextlib import suppress
@@ -122,6 +123,8 @@ async def serve(config: Config, files: HandleTable, opened: Opened) -> None:
             await endpoint.aclose()
     except TimeoutError:
         logger.warning("ended with a request under way")
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
 
 
 def _notify_ready() -> None:
@@ -157,7 +160,7 @@ def _endpoint(config: Config, agent: Agent, opened: Opened) -> Endpoint:
     open_device, channel = DEVICES[opened.method]
     return DeviceChannel(
         opened.fd,
-        partial(open_device, config.path),
+        partial(open_device, _path(config)),
         lambda fd: channel(dispatcher, agent.workers, fd, fd),
         RETRY_SECONDS if config.retry_path else None,
     )

@@ -2,6 +2,6 @@
 """All commands, a module for each subject; importing this package registers them."""
 
 from ..protocol.registry import REGISTRY
-from . import exec, files, info  # noqa: A004 - named after its subject
+from . import cpu, disks, exec, files, filesystems, info, memory, network, stats  # noqa: A004 - named after their subjects
 
-__all__ = ["REGISTRY", "exec", "files", "info"]
+__all__ = ["REGISTRY", "cpu", "disks", "exec", "files", "filesystems", "info", "memory", "network", "stats"]

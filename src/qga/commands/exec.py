@@ -2,9 +2,8 @@
 """Programs of the guest: start one, ask how it ended and what it wrote."""
 
 import os
-from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Literal, NamedTuple, NotRequired, TypedDict
 
 from .._b64io import decode
 from ..agent import Agent
@@ -25,6 +24,20 @@ class Exec(TypedDict):
     """The value of guest-exec."""
 
     pid: int
+
+
+ExecStatus = TypedDict(
+    "ExecStatus",
+    {
+        "exited": bool,
+        "exitcode": NotRequired[int],
+        "signal": NotRequired[int],
+        "out-data": NotRequired[str],
+        "err-data": NotRequired[str],
+        "out-truncated": NotRequired[bool],
+        "err-truncated": NotRequired[bool],
+    },
+)
 
 
 class Pipes(NamedTuple):
@@ -67,7 +80,7 @@ async def guest_exec(
 
 
 @command(inline=True)
-def guest_exec_status(agent: Agent, pid: int) -> Mapping[str, Any] | Stream:
+def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, ExecStatus]:
     """Tell whether a program has ended, and if so how and what it wrote; that answer is given once."""
     account("guest-exec-status called, pid: %d", pid)
     child = agent.processes.get(pid)
@@ -77,10 +90,10 @@ def guest_exec_status(agent: Agent, pid: int) -> Mapping[str, Any] | Stream:
     if ended is None:
         return {"exited": False}
     del agent.processes[pid]
-    members: dict[str, Any] = {"exited": True}
-    if ended.signal is None:
+    members: ExecStatus = {"exited": True}
+    if ended.exit_code is not None:
         members["exitcode"] = ended.exit_code
-    else:
+    if ended.signal is not None:
         members["signal"] = ended.signal
     bulks = [
         _bulk(name, capture)

@@ -23,6 +23,9 @@ from ..protocol.stream import Bulk, Stream
 Whence = Annotated[int | Literal["set", "cur", "end"], "GuestFileWhence"]
 
 
+FileRead = TypedDict("FileRead", {"count": int, "buf-b64": str, "eof": bool})
+
+
 class FileWrite(TypedDict):
     """The value of guest-file-write: bytes written, and whether the end was met (it never is)."""
 
@@ -66,7 +69,7 @@ def guest_file_close(agent: Agent, handle: int) -> None:
 
 
 @command(inline=True)
-def guest_file_read(agent: Agent, handle: int, count: int = READ_COUNT_DEFAULT) -> Stream:
+def guest_file_read(agent: Agent, handle: int, count: int = READ_COUNT_DEFAULT) -> Annotated[Stream, FileRead]:
     """Read up to `count` bytes (48 MiB at the most) from the handle's position."""
     file = agent.files.get(handle)
     if not 0 <= count <= READ_COUNT_MAX:

@@ -65,6 +65,7 @@ class Session:
         self._task: asyncio.Task[None] | None = None
         self._trim: asyncio.TimerHandle | None = None
         self._at_eof = False
+        self._settling = False
 
     @property
     def busy(self) -> bool:
@@ -88,13 +89,14 @@ class Session:
             self._link.ended()
 
     async def settle(self) -> None:
-        """Wait for the reply under way."""
+        """Begin no further request, and wait for the reply under way."""
+        self._settling = True
         if self._task is not None:
             await asyncio.wait([self._task])
 
     def _advance(self) -> None:
         for _ in range(TURN):
-            request = next(self._framer, _NOTHING)
+            request = _NOTHING if self._settling else next(self._framer, _NOTHING)
             if request is _NOTHING:
                 return self._idle()
             reply = self._dispatcher.dispatch(request, self._link.out_fd())
@@ -151,7 +153,7 @@ class Session:
             self._task = None
             self._link.lost(exc)
             return
-        if self._task is not None:
+        if self._task is not None or self._settling:
             return
         if self._at_eof:
             self._link.ended()

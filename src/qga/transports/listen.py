@@ -21,9 +21,6 @@ BACKLOG = 128
 SEND_BUFFER = 1 << 20
 """Bytes that the kernel may hold for a client: with the default 208 KiB, bulk replies wait for the reader too often."""
 
-VMADDR_CID_HOST = 2
-"""The context id of the host that runs this guest; source: vsock(7)."""
-
 MakeChannel = Callable[[int, int], Channel]
 """Makes a channel of the agent from descriptors for reading and writing."""
 
