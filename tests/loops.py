@@ -3,26 +3,22 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SECTOR = 512
 
-
-def write_partition_table(image: Path, *partitions: tuple[int, int]) -> None:
-    """Write a DOS partition table with primary partitions, each given by its first sector and its number of sectors."""
-    entries = b"".join(struct.pack("<BxxxBxxxII", 0, 0x83, start, count) for start, count in partitions)
-    with image.open("r+b") as file:
-        file.seek(446)
-        file.write(entries.ljust(64, b"\0") + b"\x55\xaa")
+def add_partition(device: str, number: int, start: int, sectors: int) -> str:
+    """Tell the kernel of a partition, which needs no partition table on the disk; return the partition's path."""
+    subprocess.run(["addpart", device, str(number), str(start), str(sectors)], check=True)
+    return f"{device}p{number}"
 
 
 @contextmanager
 def attached(image: Path) -> Iterator[str]:
-    """Attach `image` to a free loop device, with its partitions, and yield the device's path."""
+    """Attach `image` to a free loop device, and yield the device's path."""
+    # Without --partscan partitions would outlive the image.
     argv = ["losetup", "--find", "--show", "--partscan", str(image)]
     device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
     try:

@@ -87,9 +87,14 @@ class LogFile:
         if self._path is None:
             return
         fresh = os.open(self._path, _FILE_FLAGS, 0o644)
-        former, self._fd = self._fd, fresh
-        if former != _STDERR:
-            os.close(former)
+        self.close()
+        self._fd = fresh
+
+    def close(self) -> None:
+        """Close the file; what is written from now on goes to standard error."""
+        if self._fd != _STDERR:
+            os.close(self._fd)
+            self._fd = _STDERR
 
     def write(self, line: bytes) -> None:
         """Append a line, or lose it if that fails or would wait."""
@@ -122,11 +127,15 @@ class Syslog:
             except BlockingIOError:
                 return
             except OSError:
-                # The daemon was restarted: its new socket is another one.
-                self._socket.close()
-                self._socket = None
+                self.close()  # the daemon was restarted: its new socket is another one
             else:
                 return
+
+    def close(self) -> None:
+        """Close the connection; the next line makes a new one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _connect(self) -> bool:
         if time.monotonic() < self._next_try:
@@ -169,6 +178,7 @@ def setup(config: Config, *, frozen: bool = False) -> None:
     frozen: file systems are frozen already; the file is opened by `resume`. ConfigError if the file cannot be opened.
     """
     global _log_file
+    _log_file.close()
     _log_file = LogFile(config.logfile)
     if frozen:
         _gate.shut()

@@ -128,9 +128,9 @@ PCI_011 = PciAddress(0, 0, 1, 1)
         ("ide", "sr0", DiskAddress("ide", bus=1, unit=0, pci=PCI_011)),
         ("ide", "sdc", DiskAddress("ide", bus=1, unit=1, pci=PCI_011)),
         ("ide", "sde", DiskAddress("scsi", unit=6, pci=PciAddress(0, 0, 5, 0))),
-        ("ide", "sdf1", DiskAddress("usb", pci=PciAddress(0, 0, 6, 0))),
-        ("ide", "sdg", DiskAddress("usb", pci=PciAddress(0, 0, 0x1D, 7))),
-        ("ide", "sdh", DiskAddress("unknown")),
+        ("usb", "sdf1", DiskAddress("usb", pci=PciAddress(0, 0, 6, 0))),
+        ("usb", "sdg", DiskAddress("usb", pci=PciAddress(0, 0, 0x1D, 7))),
+        ("usb", "sdh", DiskAddress("unknown")),
         ("ide", "sdi", DiskAddress("unknown")),
         ("ide", "fd0", DiskAddress("unknown")),
         ("nvme", "nvme0n1p1", DiskAddress("nvme", pci=PciAddress(0, 0, 4, 0))),
@@ -152,6 +152,10 @@ def test_address(tmp_path: Path, machine: str, name: str, address: DiskAddress) 
     assert locate(device(tree, name).path, tree.root) == address
 
 
+def test_channel_device_without_a_subchannel_number_has_no_address() -> None:
+    assert locate("devices/css0/defunct/0.0.1234/block/dasda") == DiskAddress("unknown")
+
+
 def test_udev_properties_are_read_from_its_database(tmp_path: Path) -> None:
     tree = Tree(tmp_path)
     (tree.udev / "b8:0").write_bytes(b"S:disk/by-id/x\nI:123\nE:ID_SERIAL=a=b \xff\nE:EMPTY=\nG:systemd\nV:1\n")
@@ -171,8 +175,9 @@ def test_counters_of_old_and_new_kernels(tmp_path: Path) -> None:
 
 
 def test_this_machine_has_the_disks_of_sys_block() -> None:
-    def size(name: str) -> int:
-        return int(Path(f"/sys/block/{name}/size").read_text())
+    def is_lasting(name: str) -> bool:
+        """Not a loop device, which other tests attach and detach meanwhile."""
+        return not name.startswith("loop") and Path(f"/sys/block/{name}/size").read_text() != "0\n"
 
-    expected = {entry.name for entry in Path("/sys/block").iterdir() if size(entry.name)}
-    assert {found.name for found in block.list_devices() if found.disk is None} == expected
+    expected = {entry.name for entry in Path("/sys/block").iterdir() if is_lasting(entry.name)}
+    assert {found.name for found in block.list_devices() if found.disk is None and is_lasting(found.name)} == expected

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from qga.commands.disks import smart_of
 from qga.platform import nvme
 
 
@@ -19,6 +20,27 @@ def test_log_page_is_taken_apart() -> None:
     assert log[:5] == (4, 310, 100, 10, 3)
     assert log.counters[0::2] == tuple(range(1000, 1010))
     assert log.counters[1::2] == tuple(range(10))
+
+
+def test_reply_names_each_field_of_the_log() -> None:
+    page = bytearray(512)
+    page[0] = 0x01
+    page[1:3] = (300).to_bytes(2, "little")
+    page[5] = 7
+    page[32 + 16 * 0] = 11  # data units read
+    page[32 + 16 * 5] = 16  # power cycles
+    page[32 + 16 * 9 + 8] = 20  # high half of the number of error log entries
+    smart = smart_of(nvme.parse(bytes(page)))
+    assert {name: value for name, value in smart.items() if value} == {
+        "type": "nvme",
+        "critical-warning": 1,
+        "temperature": 300,
+        "percentage-used": 7,
+        "data-units-read-lo": 11,
+        "power-cycles-lo": 16,
+        "number-of-error-log-entries-hi": 20,
+    }
+    assert len(smart) == 26
 
 
 def test_counters_keep_all_their_bits() -> None:

@@ -50,7 +50,7 @@ PACKAGES = (
     "liburing2",
 )
 
-ROOT_SIZE = "1200M"
+ROOT_SIZE = 1200 << 20
 DATA_SIZE = 96 << 20
 NVME_SIZE = 640 << 20
 NVME_PARTITIONS = "label: gpt\nstart=2048, size=196608, type=L\ntype=S\n"
@@ -126,7 +126,7 @@ def _run(*argv: str | Path, **kwargs: object) -> None:
 
 
 def _base() -> Path:
-    key = _digest(SUITE, " ".join(PACKAGES), *sorted(RECIPE.iterdir()))
+    key = _digest(SUITE, " ".join(PACKAGES), *sorted(path for path in RECIPE.iterdir() if path.is_file()))
     tree = _cached(CACHE / f"base-{key}.tar", _make_base, "base")
     for name, suffix in (("vmlinuz", ".vmlinuz"), ("initramfs", ".initramfs")):
         _cached(tree.with_suffix(suffix), lambda path, _, name=name: _extract(tree, f"./boot/{name}", path), "base")
@@ -153,20 +153,21 @@ def _make_base(path: Path, scratch: Path) -> None:
 
 def _root(kind: str, base: Path, wheels: Path | None) -> Path:
     install = INSTALL[kind]
-    key = _digest(base.name, install, ROOT_SIZE, *(sorted(wheels.iterdir()) if wheels else ()))
+    key = _digest(base.name, install, str(ROOT_SIZE), *(sorted(wheels.iterdir()) if wheels else ()))
 
     def make(path: Path, scratch: Path) -> None:
         tree = scratch / "tree"
         tree.mkdir()
         _run("tar", "-xf", base, "-C", tree)
-        if wheels:
+        if wheels is not None:
             shutil.copytree(wheels, tree / "mnt" / "wheels")
         _run(
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", tree, "/bin/sh", "-euc", install),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"},
         )
         shutil.rmtree(tree / "mnt" / "wheels", ignore_errors=True)
-        _run("mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", tree, path, ROOT_SIZE)
+        _sparse(path, ROOT_SIZE)
+        _run("mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", tree, path)
 
     return _cached(CACHE / f"{kind}-root-{key}.img", make, f"{kind}-root")
 

@@ -109,16 +109,14 @@ def _disk(device: block.BlockDevice) -> DiskInfo:
         info["alias"] = alias
     if not device.is_virtual:
         info["address"] = address_of(device)
-        smart = _smart(device.node) if info["address"]["bus-type"] == "nvme" else None
-        if smart is not None:
-            info["smart"] = smart
+        log = nvme.smart_log(device.node) if info["address"]["bus-type"] == "nvme" else None
+        if log is not None:
+            info["smart"] = smart_of(log)
     return info
 
 
-def _smart(node: str) -> DiskSmart | None:
-    log = nvme.smart_log(node)
-    if log is None:
-        return None
+def smart_of(log: nvme.SmartLog) -> DiskSmart:
+    """The health of a disk; the members of DiskSmart stand in the order of the log."""
     return cast(DiskSmart, dict(zip(DiskSmart.__annotations__, ("nvme", *log[:5], *log.counters), strict=True)))
 
 

@@ -147,7 +147,7 @@ def _scsi_address(parts: list[str]) -> _ScsiAddress | None:
 
 def _ccw_address(parts: list[str]) -> CcwAddress | None:
     """`css0/0.1.0005/0.1.0b02`: a subchannel and the device on it, in hexadecimal."""
-    if not parts[1].startswith("css") or len(parts) < 4:
+    if not parts[1].startswith("css") or parts[2].count(".") != 2:
         return None
     cssid, ssid, subchno = parts[2].split(".")
     devno = parts[3].rpartition(".")[2]

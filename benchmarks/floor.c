@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The least that any agent has to do for a read: pread the file and send the bytes. Nothing is parsed or encoded.
+ *
+ * floor SOCKET FILE serves one client after another. A request is "OFFSET COUNT\n"; the answer is COUNT bytes of FILE,
+ * of which the last is replaced by a newline, as every contestant's answer ends in one.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum {
+    BLOCK = 128 << 10,      /* stays in the L2 cache */
+    SEND_BUFFER = 1 << 20,  /* as the agents may ask for: fewer changes of process per byte */
+};
+
+static void send_all(int client, const char *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t sent = send(client, data, size, 0);
+        if (sent < 0)
+            err(1, "send");
+        data += sent;
+        size -= sent;
+    }
+}
+
+static void answer(int client, int file, off_t offset, size_t count)
+{
+    static char block[BLOCK];
+
+    while (count > 0) {
+        ssize_t got = pread(file, block, count < BLOCK ? count : BLOCK, offset);
+        if (got <= 0)
+            err(1, "pread");
+        offset += got;
+        count -= got;
+        if (count == 0)
+            block[got - 1] = '\n';
+        send_all(client, block, got);
+    }
+}
+
+static void serve(int client, int file)
+{
+    char request[64];
+    ssize_t got;
+
+    while ((got = recv(client, request, sizeof request - 1, 0)) > 0) {
+        long long offset, count;
+        request[got] = '\0';
+        if (sscanf(request, "%lld %lld\n", &offset, &count) != 2)
+            errx(1, "bad request: %s", request);
+        answer(client, file, offset, count);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const int size = SEND_BUFFER;
+    int file, listener, client;
+
+    if (argc != 3 || strlen(argv[1]) >= sizeof address.sun_path)
+        errx(2, "usage: floor SOCKET FILE");
+    strcpy(address.sun_path, argv[1]);
+    file = open(argv[2], O_RDONLY);
+    if (file < 0)
+        err(1, "%s", argv[2]);
+    listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 1) < 0)
+        err(1, "%s", argv[1]);
+    while ((client = accept(listener, NULL, NULL)) >= 0) {
+        setsockopt(client, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        serve(client, file);
+        close(client);
+    }
+    err(1, "accept");
+}
