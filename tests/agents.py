@@ -27,7 +27,11 @@ class Client:
     def __init__(self, path: Path, timeout: float = 30.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(timeout)
-        self.sock.connect(str(path))
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
         self._lines = self.sock.makefile("rb", buffering=1 << 20)
 
     def __enter__(self) -> Client:
@@ -92,6 +96,7 @@ class AgentProcess:
         method: str = "unix-listen",
     ) -> None:
         self.directory = directory
+        self._is_qga = argv == QGA
         self.path = directory / "agent.sock"
         self.log = directory / "agent.log"
         state = directory / "state"
@@ -129,9 +134,12 @@ class AgentProcess:
                 time.sleep(0.002)
 
     def stop(self, timeout: float = 10.0) -> int:
-        """End the agent with SIGTERM (SIGKILL if it does not obey) and return its exit status."""
+        """End the agent with SIGTERM (SIGKILL if it does not obey) and return its exit status.
+
+        The reference agent gets SIGKILL at once: it misses a SIGTERM now and then when a client has just left.
+        """
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM if self._is_qga else signal.SIGKILL)
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:

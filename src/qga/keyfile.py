@@ -47,8 +47,8 @@ def parse(data: bytes) -> dict[str, dict[str, Entry]]:
     """The entries of a key file by group and key; KeyFileError if a line is none of the known kinds."""
     groups: dict[str, dict[str, Entry]] = {}
     group = None
-    for number, raw_line in enumerate(data.split(b"\n"), 1):
-        line = raw_line.removesuffix(b"\r").lstrip(_SPACE)
+    for number, raw_line in enumerate(data.replace(b"\r\n", b"\n").split(b"\n"), 1):
+        line = raw_line.lstrip(_SPACE)
         key, equals, value = line.partition(b"=")
         if not line or line.startswith(b"#"):
             continue
@@ -73,8 +73,9 @@ def escape(text: str) -> str:
 
 
 def _group_name(line: bytes) -> str | None:
-    name = line.rstrip(_SPACE)[1:-1]
-    if line[:1] + line.rstrip(_SPACE)[-1:] != b"[]" or not name or b"[" in name or b"]" in name or min(name) < 0x20:
+    line = line.rstrip(b" \t")
+    name = line[1:-1]
+    if line[:1] + line[-1:] != b"[]" or not name or b"[" in name or b"]" in name or min(name) < 0x20:
         return None
     return name.decode(errors="replace")
 

@@ -186,11 +186,12 @@ def test_the_list_of_commands_holds_those_of_the_reference(argv, level):
         assert set(found) - extensions - set(wanted) == set()
 
 
-WORDS = st.sampled_from(
-    "-d -v -r -vr -F -F/h --fsfreeze-hook --fsfreeze-hook= --f=/h -p -p/x --path=/y --pa --p -m unix-listen isa-serial "
-    "bogus -b -bc a,b a,,c --block --block-rpcs=d help ? -l log --log=x -t rel --state word -- - --verbose --verb --ver "
-    "--verbose=1 -x -vx -vp --bogus --retry -V".split(" ")
-)
+WORD_LIST = """
+    -d -v -r -vr -F -F/h --fsfreeze-hook --fsfreeze-hook= --f=/h -p -p/x --path=/y --pa --p -m unix-listen isa-serial
+    bogus -b -bc a,b a,,c --block --block-rpcs=d help ? -l log --log=x -t rel --state word -- - --verbose --verb --ver
+    --verbose=1 -x -vx -vp --bogus --retry -V
+"""
+WORDS = st.sampled_from([*WORD_LIST.split(), ""])
 
 
 def ours_in_process(argv: list[str], conf: str) -> tuple[int, str | None]:
@@ -204,11 +205,13 @@ def ours_in_process(argv: list[str], conf: str) -> tuple[int, str | None]:
     return 0, dump(config) if config.action == "dump" else None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=15000, deadline=None)
 @given(st.lists(WORDS, max_size=8))
 @example(["-p", "-p", "-b", "-b", "-v"])
 def test_any_mix_of_options_is_understood_alike(is_old, argv):
     theirs = reference(*DUMP, *argv)
+    # It parses twice, and the first time moves a word to where the second time takes it for a missing argument.
+    assume(not (theirs.status == 0 and theirs.complaints))
     status, stdout = ours_in_process([*DUMP, *argv], NOWHERE)
     assert status == theirs.status
     assert stdout is None or comparable(stdout, is_old) == comparable(theirs.stdout, is_old)
@@ -217,13 +220,14 @@ def test_any_mix_of_options_is_understood_alike(is_old, argv):
 KEYS = "daemon method path logfile pidfile fsfreeze-hook statedir verbose retry-path block-rpcs allow-rpcs unknown a[b"
 BLANKS = st.text(" \t", max_size=2)
 TEXTS = st.text("ab/,;#=[] \t\\snrt\rä", max_size=6)
-VALUES = TEXTS | st.sampled_from("true false 1 0 yes True /x unix-listen isa-serial a,b\\s\\t\\n \\q".split(" "))
+VALUE_LIST = r"true false 1 0 yes True /x unix-listen isa-serial a,b\s\t\n \q"
+VALUES = TEXTS | st.sampled_from(VALUE_LIST.split())
 SETTING_LINES = st.tuples(BLANKS, st.sampled_from(KEYS.split()), BLANKS, st.just("="), BLANKS, VALUES).map("".join)
 GROUP_LINES = st.sampled_from(["[general]", "[general] ", " [general]", "[general]\r", "[other]", "[general", "[]"])
 LINES = SETTING_LINES | SETTING_LINES | SETTING_LINES | GROUP_LINES | st.sampled_from(["", "# c", " #", ";"]) | TEXTS
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=30000, deadline=None)
 @given(st.sampled_from(["[general]\n", ""]), st.lists(LINES, max_size=6), st.sampled_from(["\n", ""]))
 @example("[general]\n", ["verbose = true \r", "path=\\s /x \\\\", "path[de]=/y", "block-rpcs=a,, b,"], "\n")
 @example("[general]\n", ["path=a=b # c", "", "[other]", "path=/y", "[general]", "logfile=\\t \\n"], "")

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from . import wheels
-from .guest import AGENT_CHANNEL, Guest
-from .hypervisor import Hypervisor, VirshError, wait_for
+from .guest import Guest
+from .hypervisor import Hypervisor, VirshError
 from .image import CACHE, KINDS, Image, build
+from .results import Results
 
 WANTED = (os.environ.get("QGA_VM_AGENTS") or ",".join(KINDS)).split(",")
 """The agents that run; the reference comes first, since the other is compared to it."""
@@ -24,11 +23,12 @@ MODULES = ("test_queries", "test_changes", "test_freeze", "test_lifecycle", "tes
 
 TIMEOUT = 400
 
-RESULTS = CACHE / "results.json"
+RESULTS = pytest.StashKey[Results]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reference_fails(reason): the C agent does not pass this scenario")
+    config.stash[RESULTS] = Results()
 
 
 @pytest.hookimpl(trylast=True)
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in ours:
         item.add_marker("vm")
         item.add_marker(pytest.mark.timeout(TIMEOUT))
-        if not os.environ.get("QGA_VM"):
+        if not os.environ.get("QGA_VM"):  # ci/vm-test sets it
             item.add_marker(pytest.mark.skip(reason="boots a real guest: run ci/vm-test"))
         for mark in item.iter_markers("reference_fails"):
             if _kind(item) == "qemu-ga":
@@ -83,9 +83,9 @@ class Pool:
             return guest
         self.drop(channel)
         self._booted += 1
-        guest = Guest(self.hypervisor, self.kind, self.image, channel, f"{self.kind}-{self._booted}", self._booted)
+        guest = Guest(self.hypervisor, self.kind, self.image, channel, self._booted)
         self._guests[channel] = guest
-        guest.wait_for_first_reply()
+        guest.boot()
         return guest
 
     def _healthy(self, guest: Guest) -> bool:
@@ -103,6 +103,12 @@ class Pool:
         guest = self._guests.pop(channel, None)
         if guest is not None:
             guest.destroy()
+
+    def reports(self) -> list[tuple[str, str]]:
+        """What the consoles of the guests and libvirt's log say last."""
+        logs = [(f"console of {guest.name}", guest.console()) for guest in self._guests.values()]
+        logs.append(("libvirtd", (self.hypervisor.directory / "libvirtd.log").read_text(errors="replace")))
+        return [(title, "\n".join(text.splitlines()[-20:])) for title, text in logs]
 
     def close(self) -> None:
         """Cut the power of all guests."""
@@ -128,3 +134,31 @@ def guest(pool: Pool) -> Guest:
 def raw_guest(pool: Pool) -> Guest:
     """A guest whose agent channel is a socket that nobody but the test opens."""
     return pool.get("raw")
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> Results:
+    """Takes the measurements of this run."""
+    return request.config.stash[RESULTS]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note how the scenario went; of a failed one, show what the guest and libvirt said."""
+    report = yield
+    if item.get_closest_marker("vm"):
+        item.config.stash[RESULTS].note(item.name.partition("[")[0], _kind(item), report)
+        if report.failed and (pool := getattr(item, "funcargs", {}).get("pool")):
+            report.sections += pool.reports()
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table, and keep it with the images."""
+    results = terminalreporter.config.stash[RESULTS]
+    if results.outcomes:
+        terminalreporter.section("scenarios in real guests")
+        terminalreporter.write_line(results.table())
+        results.save(CACHE / "results.json")

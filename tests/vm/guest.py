@@ -89,7 +89,6 @@ DOMAIN = """
       <target type='virtio' name='test.control.0'/>
       <address type='virtio-serial' controller='0' bus='0' port='2'/>
     </channel>
-    {agent}
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <memballoon model='none'/>
   </devices>
@@ -112,14 +111,15 @@ class Result(NamedTuple):
 
 
 class Guest:
-    """A domain that runs. `channel`: "libvirt" (its agent channel), "raw" (a socket of the tests) or "none" as yet."""
+    """A guest and its domain. `channel`: "libvirt" (plugged in after the boot) or "raw" (a socket, there from the start)."""
 
     def __init__(self, hypervisor: Hypervisor, kind: str, image: Image, channel: str, serial: int) -> None:
         self.hypervisor = hypervisor
         self.kind = kind
         self.unit = UNITS[kind]
         self.program = PROGRAMS[kind]
-        self.name = f"{kind}-{channel}"
+        self.channel = channel
+        self.name = f"{kind}-{channel}-{serial}"
         self.directory = hypervisor.directory / self.name
         self.directory.mkdir()
         for disk in ("root", "data", "nvme"):
@@ -127,25 +127,46 @@ class Guest:
         self.mac = f"52:54:00:00:00:{serial:02x}"
         self._control: socket.socket | None = None
         self._requests = 0
-        self.started = time.monotonic()
-        self.hypervisor.virsh("create", "/dev/stdin", stdin=self._xml(image, channel))
+        self._image = image
+        self.active_without_port: str | None = None
+        self.seconds_to_first_reply = 0.0
+
+    def boot(self) -> None:
+        """Start the guest and wait for its agent. A libvirt guest gets the agent's port only when all else runs."""
+        self.power_on()
+        started = time.monotonic()
+        if self.channel == "raw":
+            self.connect(timeout=BOOT_TIMEOUT).close()
+        else:
+            self.run("systemctl is-system-running --wait", timeout=BOOT_TIMEOUT)
+            self.active_without_port = self.run(f"systemctl is-active {self.unit}").output.strip()
+            started = time.monotonic()
+            self.attach(AGENT_CHANNEL)
+            self.wait_for_agent()
+        self.seconds_to_first_reply = time.monotonic() - started
+
+    def power_on(self) -> None:
+        """Start the domain on the disks as they are."""
+        self._close_control()
+        for name in ("control", "login", "isa", "agent"):
+            (self.directory / f"{name}.sock").unlink(missing_ok=True)
+        self.hypervisor.virsh("create", "/dev/stdin", stdin=self._xml())
 
     def _overlay(self, base: Path, path: Path) -> None:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path], check=True)
 
-    def _xml(self, image: Image, channel: str) -> str:
+    def _xml(self) -> str:
         raw = (
             f"socket,id=raw,path={self.raw_path},server=on,wait=off",
             f"virtserialport,bus=virtio-serial0.0,nr=3,chardev=raw,name={PORT},id=rawport",
         )
-        options = ("-chardev", raw[0], "-device", raw[1]) if channel == "raw" else ()
+        options = ("-chardev", raw[0], "-device", raw[1]) if self.channel == "raw" else ()
         return DOMAIN.format(
             name=self.name,
-            kernel=image.kernel,
-            initramfs=image.initramfs,
+            kernel=self._image.kernel,
+            initramfs=self._image.initramfs,
             directory=self.directory,
             mac=self.mac,
-            agent=AGENT_CHANNEL if channel == "libvirt" else "",
             extra="\n".join(f"<qemu:arg value={quoteattr(option)}/>" for option in options),
         )
 

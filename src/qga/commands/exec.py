@@ -2,8 +2,9 @@
 """Programs of the guest: start one, ask how it ended and what it wrote."""
 
 import os
+from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Annotated, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from .._b64io import decode
 from ..agent import Agent
@@ -18,6 +19,7 @@ from ..protocol.stream import Bulk, Stream
 
 CaptureMode = Literal["none", "stdout", "stderr", "separated", "merged"]
 CaptureOutput = Annotated[bool | CaptureMode, "GuestExecCaptureOutput"]
+End = TypeVar("End", Feed, Capture)
 
 
 class Exec(TypedDict):
@@ -64,18 +66,20 @@ async def guest_exec(
     argv = [wire_bytes(word) for word in words]
     environment = None if env is None else [wire_bytes(text) for text in env]
     data = None if input_data is None else await agent.workers.run(partial(_decoded, input_data))
-    pipes = _open_pipes(data, capture_output)
-    try:
-        pid = await agent.workers.run(partial(_start, argv, environment, pipes))
-    except OSError as exc:
-        for end in (pipes.feed, pipes.out, pipes.err):
-            if end is not None:
-                end.abandon()
-        raise CommandError(f"Failed to execute child process “{path}” ({strerror(exc)})") from exc
+    with ExitStack() as undo:
+        try:
+            pipes = _open_pipes(data, capture_output, undo)
+            pid, pidfd = await agent.workers.run(partial(_start, argv, environment, pipes))
+        except OSError as exc:
+            raise CommandError(f"Failed to execute child process “{path}” ({strerror(exc)})") from exc
+        undo.pop_all()
     for end in (pipes.feed, pipes.out, pipes.err):
         if end is not None:
             end.begin()
-    agent.processes[pid] = Process(pid, pipes.out, pipes.err)
+    former = agent.processes.pop(pid, None)
+    if former is not None:  # nobody has asked about it, and the number is free again
+        former.release()
+    agent.processes[pid] = Process(pid, pidfd, pipes.out, pipes.err)
     return {"pid": pid}
 
 
@@ -114,13 +118,18 @@ def _decoded(payload: Payload) -> bytes:
         raise CommandError(str(exc)) from exc
 
 
-def _open_pipes(data: bytes | None, mode: bool | CaptureMode) -> Pipes:
-    out = Capture(EXEC_OUTPUT_MAX) if mode is True or mode in ("stdout", "separated", "merged") else None
-    err = Capture(EXEC_OUTPUT_MAX) if mode is True or mode in ("stderr", "separated") else None
-    return Pipes(None if data is None else Feed(data), out, err, mode == "merged")
+def _open_pipes(data: bytes | None, mode: bool | CaptureMode, undo: ExitStack) -> Pipes:
+    def opened(end: End) -> End:
+        undo.callback(end.abandon)
+        return end
+
+    feed = None if data is None else opened(Feed(data))
+    out = opened(Capture(EXEC_OUTPUT_MAX)) if mode is True or mode in ("stdout", "separated", "merged") else None
+    err = opened(Capture(EXEC_OUTPUT_MAX)) if mode is True or mode in ("stderr", "separated") else None
+    return Pipes(feed, out, err, mode == "merged")
 
 
-def _start(argv: list[bytes], env: list[bytes] | None, pipes: Pipes) -> int:
+def _start(argv: list[bytes], env: list[bytes] | None, pipes: Pipes) -> tuple[int, int]:
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         stdin = pipes.feed.child_end if pipes.feed else null

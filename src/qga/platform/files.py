@@ -38,7 +38,11 @@ def open_file(path: bytes, flags: int, new_mode: int) -> int:
         fd = os.open(path, flags | os.O_EXCL, 0o600)
     except FileExistsError:
         return os.open(path, flags & ~os.O_CREAT)
-    os.fchmod(fd, new_mode)
+    try:
+        os.fchmod(fd, new_mode)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import signal
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -23,6 +24,9 @@ SPLICE_SIZE = 1 << 20
 DEFAULT_PATH = b"/bin:/usr/bin:."
 """Where programs are looked for if there is no PATH."""
 
+SEARCH_ON = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
+"""Failures after which the next directory of PATH is tried, besides EACCES: nothing usable there."""
+
 Environment = list[bytes] | None
 
 
@@ -36,29 +40,38 @@ def find_program(name: bytes, env: Environment) -> list[bytes]:
     path = next((entry[5:] for entry in env or () if entry.startswith(b"PATH=")), None)
     if path is None:
         path = os.environb.get(b"PATH", DEFAULT_PATH)
-    return [os.path.join(directory or b".", name) for directory in path.split(b":")] if path else []
+    return [os.path.join(directory or b".", name) for directory in path.split(b":")] if name and path else []
 
 
-def start(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> int:
-    """Start `argv[0]`, searched for as `find_program` says, and return its process id. May block; OSError.
+def start(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> tuple[int, int]:
+    """Start `argv[0]`, searched for as `find_program` says. May block; OSError.
 
-    A file that is no program for the kernel is given to /bin/sh, as execvp(3) does.
+    Returns its process id and a descriptor that becomes readable when it ends, which is the caller's.
     """
-    failure = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    pid = _spawn_first(argv, env, stdin, stdout, stderr)
+    try:
+        return pid, os.pidfd_open(pid)
+    except OSError:  # no descriptor left: nobody could ever tell how it ended
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+
+
+def _spawn_first(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> int:
+    # A file that is no program for the kernel is given to /bin/sh, as execvp(3) does.
+    failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     denied: OSError | None = None
     for program in find_program(argv[0], env):
         try:
             return spawn(program, argv, env, stdin, stdout, stderr)
-        except FileNotFoundError as exc:
-            failure = exc
-        except NotADirectoryError:
-            continue
-        except PermissionError as exc:
-            denied = exc
         except OSError as exc:
-            if exc.errno != errno.ENOEXEC:
+            if exc.errno == errno.ENOEXEC:
+                return spawn(b"/bin/sh", [b"/bin/sh", program, *argv[1:]], env, stdin, stdout, stderr)
+            if exc.errno == errno.EACCES:
+                denied = exc
+            elif exc.errno not in SEARCH_ON:
                 raise
-            return spawn(b"/bin/sh", [b"/bin/sh", program, *argv[1:]], env, stdin, stdout, stderr)
+            failure = exc
     raise denied or failure
 
 
@@ -68,9 +81,13 @@ class Capture:
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._pipe, self.child_end = os.pipe()
         self.memory = os.memfd_create("qga-exec", os.MFD_CLOEXEC)
         """Descriptor of the kept bytes."""
+        try:
+            self._pipe, self.child_end = os.pipe()
+        except OSError:
+            os.close(self.memory)
+            raise
         self.size = 0
         self.truncated = False
         self.ended = False
@@ -156,15 +173,15 @@ class Ended(NamedTuple):
 
 
 class Process:
-    """A started child. `ended` is None until it has exited and both captured pipes are at their end."""
+    """A started child, known by what `start` returned."""
 
-    def __init__(self, pid: int, out: Capture | None, err: Capture | None) -> None:
+    def __init__(self, pid: int, pidfd: int, out: Capture | None, err: Capture | None) -> None:
         self.pid = pid
         self.out = out
         self.err = err
         self._exit: Ended | None = None
         self._loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = pidfd
         self._loop.add_reader(self._pidfd, self._reap)
 
     @property

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent as a service: killed, restarted, its port pulled out and put back."""
+
+from __future__ import annotations
+
+import pytest
+
+from .guest import AGENT_CHANNEL, Guest
+from .hypervisor import VirshError, wait_for
+
+
+def test_killed_agent_is_restarted_and_reuses_no_handle(guest: Guest) -> None:
+    old = guest.call("guest-file-open", path="/etc/hostname")
+    before = guest.main_pid()
+    guest.sh(f"kill -9 {before}")
+    guest.wait_for_agent()
+    assert guest.main_pid() not in (0, before)
+    with pytest.raises(VirshError, match=f"handle '{old}' has not been found"):
+        guest.call("guest-file-read", handle=old)
+    new = guest.call("guest-file-open", path="/etc/hostname")
+    assert new > old
+    guest.call("guest-file-close", handle=new)
+
+
+def test_restarted_service_answers(guest: Guest) -> None:
+    before = guest.main_pid()
+    guest.sh(f"systemctl restart {guest.unit}")
+    guest.wait_for_agent()
+    assert guest.main_pid() not in (0, before)
+
+
+def test_port_unplugged_and_plugged_again(guest: Guest) -> None:
+    guest.attach(AGENT_CHANNEL, "detach-device")
+    wait_for(lambda: guest.run("test -e /dev/virtio-ports/org.qemu.guest_agent.0").status, "the port to go")
+    with pytest.raises(VirshError):
+        guest.call("guest-ping")
+    wait_for(lambda: guest.run(f"systemctl is-active {guest.unit}").output.strip() != "active", "the service to stop", 20)
+    guest.attach(AGENT_CHANNEL)
+    guest.wait_for_agent()
+    assert guest.main_pid() > 0
+
+
+def test_no_unit_has_failed(guest: Guest) -> None:
+    assert guest.sh("systemctl --failed --no-legend --plain") == ""
+
+
+def test_agent_wrote_no_error_to_the_journal(guest: Guest) -> None:
+    assert guest.sh(f"journalctl --quiet --no-pager --output cat --priority err --unit {guest.unit}") == ""
