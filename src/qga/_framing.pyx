@@ -527,9 +527,9 @@ cdef Lexer next_bare_state(Lexer state, unsigned char byte) noexcept nogil:
         return WORD if c"a" <= byte <= c"z" else BETWEEN
     if state == MINUS:
         return ZERO if byte == c"0" else DIGITS if digit else RECOVERING
-    if state == ZERO and digit:
-        return RECOVERING
-    if state == ZERO or state == DIGITS:
+    if state == ZERO:
+        return POINT if byte == c"." else RECOVERING if digit else BETWEEN
+    if state == DIGITS:
         if byte == c".":
             return POINT
         if byte == c"e" or byte == c"E":
@@ -663,12 +663,15 @@ cdef class Parser:
 
     cdef object number(self):
         cdef const unsigned char *text = self.cursor
+        cdef Lexer state = MINUS if text[0] == c"-" else ZERO if text[0] == c"0" else DIGITS
         cdef bint integer = True
+        self.cursor += 1
+        # Two numbers may touch, as in "1-2", so it ends where the lexer ended it.
         while self.cursor < self.end:
-            if self.cursor[0] in b".eE+":
-                integer = False
-            elif not is_digit(self.cursor[0]) and self.cursor[0] != c"-":
+            state = next_bare_state(state, self.cursor[0])
+            if state == BETWEEN:
                 break
+            integer = integer and state <= DIGITS
             self.cursor += 1
         digits = PyBytes_FromStringAndSize(<const char *>text, self.cursor - text)
         # Past 20 digits it fits no 64-bit integer, and int() would refuse thousands of them.
@@ -773,7 +776,8 @@ cdef long unescape(const unsigned char **cursor, const unsigned char *end) excep
             code = 0x10000 + ((code & 0x3FF) << 10 | low & 0x3FF)
             cursor[0] = text + 12
     if code < 0 or not is_character(code):
-        quoted = decode_text(text, min(cursor[0], end), False)
+        # The C agent counts bytes, so a short escape takes the closing quote along.
+        quoted = decode_text(text, min(cursor[0], end + 1), False)
         raise Defect(f"{quoted} is not a valid Unicode character")
     return code
 

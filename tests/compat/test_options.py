@@ -211,7 +211,7 @@ def ours_in_process(argv: list[str], conf: str) -> tuple[int, str | None]:
 def test_any_mix_of_options_is_understood_alike(is_old, argv):
     theirs = reference(*DUMP, *argv)
     # It parses twice, and the first time moves a word to where the second time takes it for a missing argument.
-    assume(not (theirs.status == 0 and theirs.complaints))
+    assume("requires an argument" not in str(theirs.complaints) or theirs.stdout.startswith("Unknown option"))
     status, stdout = ours_in_process([*DUMP, *argv], NOWHERE)
     assert status == theirs.status
     assert stdout is None or comparable(stdout, is_old) == comparable(theirs.stdout, is_old)
@@ -227,7 +227,7 @@ GROUP_LINES = st.sampled_from(["[general]", "[general] ", " [general]", "[genera
 LINES = SETTING_LINES | SETTING_LINES | SETTING_LINES | GROUP_LINES | st.sampled_from(["", "# c", " #", ";"]) | TEXTS
 
 
-@settings(max_examples=30000, deadline=None)
+@settings(max_examples=15000, deadline=None)
 @given(st.sampled_from(["[general]\n", ""]), st.lists(LINES, max_size=6), st.sampled_from(["\n", ""]))
 @example("[general]\n", ["verbose = true \r", "path=\\s /x \\\\", "path[de]=/y", "block-rpcs=a,, b,"], "\n")
 @example("[general]\n", ["path=a=b # c", "", "[other]", "path=/y", "[general]", "logfile=\\t \\n"], "")

@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from .hypervisor import Hypervisor, VirshError, wait_for
@@ -47,7 +48,7 @@ DOMAIN = """
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initramfs}</initrd>
-    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off quiet systemd.show_status=0</cmdline>
+    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node quiet systemd.show_status=0</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='custom' match='exact' check='none'>
@@ -148,7 +149,7 @@ class Guest:
     def power_on(self) -> None:
         """Start the domain on the disks as they are."""
         self._close_control()
-        for name in ("control", "login", "isa", "agent"):
+        for name in ("control", "login", "isa", "agent", "floor"):
             (self.directory / f"{name}.sock").unlink(missing_ok=True)
         self.hypervisor.virsh("create", "/dev/stdin", stdin=self._xml())
 
@@ -156,11 +157,13 @@ class Guest:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path], check=True)
 
     def _xml(self) -> str:
-        raw = (
-            f"socket,id=raw,path={self.raw_path},server=on,wait=off",
-            f"virtserialport,bus=virtio-serial0.0,nr=3,chardev=raw,name={PORT},id=rawport",
-        )
-        options = ("-chardev", raw[0], "-device", raw[1]) if self.channel == "raw" else ()
+        ports = {"raw": (self.raw_path, PORT), "floor": (self.floor_path, "test.floor.0")} if self.channel == "raw" else {}
+        options: list[str] = []
+        for number, (name, (path, port)) in enumerate(ports.items(), 3):
+            options += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
+            # As JSON, since QEMU makes these devices after the others, and libvirt's controller is JSON.
+            device = {"driver": "virtserialport", "bus": "virtio-serial0.0", "nr": number, "chardev": name, "name": port}
+            options += ["-device", json.dumps(device)]
         return DOMAIN.format(
             name=self.name,
             kernel=self._image.kernel,
@@ -174,6 +177,11 @@ class Guest:
     def raw_path(self) -> Path:
         """The agent's socket on the host, of a guest with a raw channel."""
         return self.directory / "agent.sock"
+
+    @property
+    def floor_path(self) -> Path:
+        """The socket of a port that no agent opens, to measure against; of a guest with a raw channel."""
+        return self.directory / "floor.sock"
 
     # The tests' own way in.
 
@@ -222,8 +230,17 @@ class Guest:
         except VirshError:
             return ""
 
-    def attach(self, xml: str, verb: str = "attach-device") -> None:
-        """Plug a device in, or out with the verb `detach-device`."""
+    def attach(self, xml: str) -> None:
+        """Plug a device in."""
+        self._device("attach-device", xml)
+
+    def detach_agent_channel(self) -> None:
+        """Unplug the port of libvirt's agent channel."""
+        for channel in ElementTree.fromstring(self.virsh("dumpxml")).iterfind("devices/channel"):
+            if channel.find(f"target[@name='{PORT}']") is not None:
+                self._device("detach-device", ElementTree.tostring(channel, encoding="unicode"))
+
+    def _device(self, verb: str, xml: str) -> None:
         path = self.directory / "device.xml"
         path.write_text(xml)
         self.virsh(verb, str(path), "--live")

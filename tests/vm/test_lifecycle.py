@@ -30,7 +30,7 @@ def test_restarted_service_answers(guest: Guest) -> None:
 
 
 def test_port_unplugged_and_plugged_again(guest: Guest) -> None:
-    guest.attach(AGENT_CHANNEL, "detach-device")
+    guest.detach_agent_channel()
     wait_for(lambda: guest.run("test -e /dev/virtio-ports/org.qemu.guest_agent.0").status, "the port to go")
     with pytest.raises(VirshError):
         guest.call("guest-ping")

@@ -4,7 +4,9 @@
 import os
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, TypeVar, cast
+
+from pybase64 import b64encode
 
 from .._b64io import decode
 from ..agent import Agent
@@ -94,20 +96,24 @@ def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, 
     if ended is None:
         return {"exited": False}
     del agent.processes[pid]
-    members: ExecStatus = {"exited": True}
+    members: dict[str, Any] = {"exited": True}
     if ended.exit_code is not None:
         members["exitcode"] = ended.exit_code
     if ended.signal is not None:
         members["signal"] = ended.signal
-    bulks = [
-        _bulk(name, capture)
-        for name, capture in (("out", child.out), ("err", child.err))
-        if capture is not None and capture.size
-    ]
-    if not bulks:
-        child.release()
-        return members
-    return Stream(members, bulks, "failed to read captured output", child)
+    bulks = []
+    for name, capture in (("out", child.out), ("err", child.err)):
+        if capture is None or not capture.size:
+            continue
+        if capture.kept:
+            members[f"{name}-data"] = b64encode(capture.kept).decode()
+            members[f"{name}-truncated"] = capture.truncated
+        else:
+            bulks.append(_bulk(name, capture))
+    if bulks:
+        return Stream(members, bulks, "failed to read captured output", child)
+    child.release()
+    return cast(ExecStatus, members)
 
 
 def _decoded(payload: Payload) -> bytes:

@@ -21,6 +21,9 @@ PIPE_SIZE = 1 << 20
 SPLICE_SIZE = 1 << 20
 """Most bytes moved in one turn of the event loop."""
 
+SMALL = 64 << 10
+"""Most bytes of output that are kept without a descriptor once the program has ended."""
+
 DEFAULT_PATH = b"/bin:/usr/bin:."
 """Where programs are looked for if there is no PATH."""
 
@@ -82,7 +85,9 @@ class Capture:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
         self.memory = os.memfd_create("qga-exec", os.MFD_CLOEXEC)
-        """Descriptor of the kept bytes."""
+        """Descriptor of the kept bytes, unless they are in `kept`."""
+        self.kept = b""
+        """The output once it has ended, if it is small: nobody may ever ask for it, and descriptors are few."""
         try:
             self._pipe, self.child_end = os.pipe()
         except OSError:
@@ -106,7 +111,7 @@ class Capture:
             self._loop.remove_reader(self._pipe)
             os.close(self._pipe)
             self.ended = True
-        os.close(self.memory)
+        self._close_memory()
 
     def abandon(self) -> None:
         """Undo the constructor, for a child that could not be started."""
@@ -124,13 +129,24 @@ class Capture:
             taken = 0  # out of memory for the kept bytes: the output ends here
             self.truncated = True
         if taken == 0:
-            self._loop.remove_reader(self._pipe)
-            os.close(self._pipe)
-            self.ended = True
+            self._end()
         elif room:
             self.size += taken
         else:
             self.truncated = True
+
+    def _end(self) -> None:
+        self._loop.remove_reader(self._pipe)
+        os.close(self._pipe)
+        self.ended = True
+        if self.size <= SMALL:
+            self.kept = os.pread(self.memory, self.size, 0)
+            self._close_memory()
+
+    def _close_memory(self) -> None:
+        if self.memory >= 0:
+            os.close(self.memory)
+            self.memory = -1
 
 
 class Feed:
