@@ -6,6 +6,7 @@ import threading
 
 from .config import Config
 from .errors import CommandError
+from .freezing import FreezeState
 from .limits import HANDLE_STEP
 from .platform import statefile
 from .platform.files import OpenFile
@@ -18,16 +19,17 @@ class HandleTable:
     """Open files by handle. A number is never given out twice, not even by a later process with the same state.
 
     Numbers are reserved in steps, each step recorded before its first number is used. Any thread may call any method.
-    OSError from the constructor if the state directory cannot be written.
+    OSError from the constructor if the state directory cannot be written; with `frozen` that is not tried yet.
     """
 
-    def __init__(self, state_dir: str) -> None:
+    def __init__(self, state_dir: str, frozen: bool = False) -> None:
         self._state_dir = state_dir
         self._files: dict[int, OpenFile] = {}
         self._numbering = threading.Lock()
         self._next = statefile.read(state_dir)
         self._reserved = self._next
-        self._reserve()
+        if not frozen:
+            self._reserve()
 
     def add(self, file: OpenFile) -> int:
         """Take ownership of `file` and return its handle; CommandError if the numbers could not be recorded."""
@@ -66,13 +68,18 @@ class HandleTable:
 class Agent:
     """The state that commands work on; the event loop's thread owns it, except where a part says otherwise."""
 
-    def __init__(self, config: Config, files: HandleTable) -> None:
+    def __init__(self, config: Config, files: HandleTable, frozen: bool = False) -> None:
         self.config = config
         self.workers = WorkerPool(asyncio.get_running_loop())
         self.files = files
         self.processes: dict[int, Process] = {}
-        self.frozen = False
+        self.freezing = FreezeState(config, frozen)
         self._allowed = allowed_names(config.allow_rpcs, config.block_rpcs)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether file systems are frozen."""
+        return self.freezing.frozen
 
     def is_enabled(self, command: Command) -> bool:
         """Whether a client may use the command now: while frozen only what is safe then, else what is configured."""

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         from .provisioning import main as service_main  # only administrators need it
 
         return service_main(arguments[1:])
+    _open_standard_streams()
     # Nothing may be written while file systems are frozen, least of all by an import.
     sys.dont_write_bytecode = True
     try:
@@ -26,6 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     except QgaError as exc:
         print(exc, file=sys.stderr)
     return 1
+
+
+def _open_standard_streams() -> None:
+    # Started with one of them closed, a channel could become descriptor 2, and get what is meant for the log.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _act(config: Config) -> int:
@@ -51,9 +59,10 @@ def _run(config: Config) -> int:
     import_event_loop()
     from . import logs, service
     from .commands import REGISTRY
+    from .platform import freeze
 
     if config.action == "list-commands":
         print("\n".join(REGISTRY))
         return 0
-    logs.setup(config)
+    logs.setup(config, frozen=freeze.is_marked(config.statedir))
     return service.run(config)

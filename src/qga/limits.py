@@ -23,3 +23,6 @@ COMMAND_TIMEOUT: Final = 30.0
 
 RETRY_SECONDS: Final = 5.0
 """Pause between attempts to open a channel with --retry-path."""
+
+QUOTED_MAX: Final = 4096
+"""Characters of a client's own text that an error message repeats; the framer has the same number for stray tokens."""

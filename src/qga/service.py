@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -15,9 +15,10 @@ from .agent import Agent, HandleTable
 from .config import Config
 from .errors import ChannelError, ConfigError, strerror
 from .limits import RETRY_SECONDS
+from .platform import freeze
 from .protocol.dispatch import Dispatcher
 from .transports.base import Channel
-from .transports.listen import Listener, inherited_socket, listen_unix, listen_vsock
+from .transports.listen import Listener, inherited_socket, listen_unix, listen_vsock, remove_socket
 from .transports.serial import DeviceChannel, TtyChannel, VirtioChannel, open_tty, open_virtio
 from .transports.stdio import StdioChannel
 
@@ -51,21 +52,18 @@ class Opened(NamedTuple):
 
 def run(config: Config) -> int:
     """Serve until told to end; the return value is the exit status. ConfigError, ChannelError if it cannot start."""
-    opened = open_channel(config)
-    try:
-        files = HandleTable(config.statedir)
-    except OSError as exc:
-        raise ConfigError(f"cannot write the state file in '{config.statedir}': {strerror(exc)}") from exc
-    pid_file = daemon.daemonize(config.pidfile) if config.daemon else None
-    try:
-        loop = new_event_loop()
+    frozen = freeze.is_marked(config.statedir)
+    with ExitStack() as at_end:
+        opened = open_channel(config, at_end)
         try:
-            loop.run_until_complete(serve(config, files, opened))
-        finally:
-            loop.close()
-    finally:
-        if pid_file is not None:
-            pid_file.remove()
+            files = HandleTable(config.statedir, frozen)
+        except OSError as exc:
+            raise ConfigError(f"cannot write the state file in '{config.statedir}': {strerror(exc)}") from exc
+        if config.daemon and (pid_file := daemon.daemonize(None if frozen else config.pidfile)):
+            at_end.callback(pid_file.remove)
+        loop = new_event_loop()
+        at_end.callback(loop.close)
+        loop.run_until_complete(serve(config, files, opened, frozen, at_end))
     return 0
 
 
@@ -76,12 +74,17 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def open_channel(config: Config) -> Opened:
-    """Open what the configuration names, or take the socket that systemd passed. ChannelError."""
+def open_channel(config: Config, at_end: ExitStack) -> Opened:
+    """Open what the configuration names, or take the socket that systemd passed. ChannelError.
+
+    at_end: gets what undoes it when the process ends.
+    """
     if (sock := inherited_socket()) is not None:
         return Opened("unix-listen" if sock.family == socket.AF_UNIX else "vsock-listen", sock)
     if config.method == "unix-listen":
-        return Opened(config.method, listen_unix(_path(config), config.socket_mode))
+        sock = listen_unix(_path(config), config.socket_mode)
+        at_end.callback(remove_socket, os.path.abspath(_path(config)), os.stat(_path(config)).st_ino)
+        return Opened(config.method, sock)
     if config.method == "vsock-listen":
         return Opened(config.method, listen_vsock(_path(config)))
     if config.method == "stdio":
@@ -104,10 +107,15 @@ def _path(config: Config) -> str:
     return config.path
 
 
-async def serve(config: Config, files: HandleTable, opened: Opened) -> None:
-    """Serve `opened` until SIGTERM, SIGINT or its end."""
+async def serve(config: Config, files: HandleTable, opened: Opened, frozen: bool, at_end: ExitStack) -> None:
+    """Serve `opened` until SIGTERM, SIGINT or its end.
+
+    frozen: a predecessor left file systems frozen; at_end: what is to be cleaned up when the process ends.
+    """
     loop = asyncio.get_running_loop()
-    agent = Agent(config, files)
+    agent = Agent(config, files, frozen)
+    if frozen and config.daemon:
+        agent.freezing.at_thaw.append(partial(_write_pid_file, config.pidfile, at_end))
     ended: asyncio.Future[None] = loop.create_future()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, _end, agent, ended)
@@ -118,13 +126,22 @@ async def serve(config: Config, files: HandleTable, opened: Opened) -> None:
     logger.info("serving %s with %d commands", opened.method, len(commands.REGISTRY))
     endpoint.failed.add_done_callback(lambda _: _resolve(ended))
     await ended
+    agent.freezing.refuse()
     try:
         async with asyncio.timeout(GRACE_SECONDS):
             await endpoint.aclose()
     except TimeoutError:
         logger.warning("ended with a request under way")
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+    await agent.freezing.aclose()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+def _write_pid_file(path: str, at_end: ExitStack) -> None:
+    try:
+        at_end.callback(daemon.PidFile(path).remove)
+    except ConfigError as exc:
+        logger.error("%s", exc)
 
 
 def _notify_ready() -> None:
@@ -150,11 +167,8 @@ def _resolve(ended: asyncio.Future[None]) -> None:
 def _endpoint(config: Config, agent: Agent, opened: Opened) -> Endpoint:
     dispatcher = Dispatcher(agent)
     if opened.sock is not None:
-        made_here = opened.method == "unix-listen" and config.path and opened.sock.getsockname() == config.path
         peers = config.vsock_peers if opened.method == "vsock-listen" else None
-        return Listener(
-            opened.sock, partial(Channel, dispatcher, agent.workers), peers, config.path if made_here else None
-        )
+        return Listener(opened.sock, partial(Channel, dispatcher, agent.workers), peers)
     if opened.method == "stdio":
         return DeviceChannel(0, lambda: 0, lambda _: StdioChannel(dispatcher, agent.workers, 0, 1), None)
     open_device, channel = DEVICES[opened.method]

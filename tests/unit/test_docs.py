@@ -34,7 +34,9 @@ def test_command_in_readme_is_the_real_one() -> None:
     assert example in (ROOT / "src/qga/commands/files.py").read_text()
 
 
-@pytest.mark.parametrize("key", re.findall(r"`([a-z-]+)`(?=[^|]*\|[^|]*\|$)", README.split("| option | key |")[1].split("##")[0], re.M))
+@pytest.mark.parametrize(
+    "key", re.findall(r"`([a-z-]+)`(?=[^|]*\|[^|]*\|$)", README.split("| option | key |")[1].split("##")[0], re.M)
+)
 def test_setting_in_readme_exists(key: str) -> None:
     assert key.replace("-", "_") in Config._fields or key.startswith("method")
 

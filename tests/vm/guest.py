@@ -48,7 +48,7 @@ DOMAIN = """
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initramfs}</initrd>
-    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node quiet systemd.show_status=0</cmdline>
+    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node systemd.show_status=0</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='custom' match='exact' check='none'>
@@ -90,6 +90,7 @@ DOMAIN = """
       <target type='virtio' name='test.control.0'/>
       <address type='virtio-serial' controller='0' bus='0' port='2'/>
     </channel>
+    {agent}
     <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
     <memballoon model='none'/>
   </devices>
@@ -146,17 +147,17 @@ class Guest:
             self.wait_for_agent()
         self.seconds_to_first_reply = time.monotonic() - started
 
-    def power_on(self) -> None:
-        """Start the domain on the disks as they are."""
+    def power_on(self, *, plugged: bool = False) -> None:
+        """Start the domain on the disks as they are; `plugged`: libvirt's agent channel is there from the start."""
         self._close_control()
         for name in ("control", "login", "isa", "agent", "floor"):
             (self.directory / f"{name}.sock").unlink(missing_ok=True)
-        self.hypervisor.virsh("create", "/dev/stdin", stdin=self._xml())
+        self.hypervisor.virsh("create", "/dev/stdin", stdin=self._xml(plugged))
 
     def _overlay(self, base: Path, path: Path) -> None:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path], check=True)
 
-    def _xml(self) -> str:
+    def _xml(self, plugged: bool) -> str:
         ports = {"raw": (self.raw_path, PORT), "floor": (self.floor_path, "test.floor.0")} if self.channel == "raw" else {}
         options: list[str] = []
         for number, (name, (path, port)) in enumerate(ports.items(), 3):
@@ -170,6 +171,7 @@ class Guest:
             initramfs=self._image.initramfs,
             directory=self.directory,
             mac=self.mac,
+            agent=AGENT_CHANNEL if plugged else "",
             extra="\n".join(f"<qemu:arg value={quoteattr(option)}/>" for option in options),
         )
 
@@ -292,7 +294,11 @@ class Guest:
     def connect(self, path: Path | None = None, timeout: float = 60) -> RawClient:
         """A client of the raw channel, with stale bytes drained and the session synchronised."""
         client = RawClient(path or self.raw_path, timeout)
-        client.synchronise()
+        try:
+            client.synchronise()
+        except BaseException:
+            client.close()
+            raise
         return client
 
     def main_pid(self, unit: str | None = None) -> int:

@@ -77,6 +77,9 @@ def test_isa_serial_channel(raw_guest: Guest) -> None:
     start = f"mkdir -p /run/isa && systemd-run --quiet --collect --unit=isa {raw_guest.program}"
     raw_guest.sh(f"systemctl stop serial-getty@ttyS1; {start} --method=isa-serial --path=/dev/ttyS1 --statedir=/run/isa")
     try:
+        # Whoever opens a serial line throws away what came before.
+        is_open = "ls -l /proc/$(systemctl show --property MainPID --value isa)/fd | grep -q ttyS1"
+        wait_for(lambda: raw_guest.run(is_open).status == 0, "the agent to open the line")
         with raw_guest.connect(raw_guest.directory / "isa.sock") as client:
             assert client.call("guest-get-osinfo")["id"] == "debian"
             handle = client.call("guest-file-open", path="/usr/bin/env")

@@ -15,6 +15,16 @@ def boot_id(guest: Guest) -> str:
     return guest.sh("cat /proc/sys/kernel/random/boot_id", timeout=BOOT_TIMEOUT)
 
 
+def test_suspend_to_disk_and_resume(guest: Guest) -> None:
+    before = boot_id(guest)
+    guest.virsh("dompmsuspend", "disk")
+    wait_for(lambda: guest.state == "", "the guest to save itself", 120)
+    guest.power_on(plugged=True)
+    assert boot_id(guest) == before
+    guest.wait_for_agent()
+    assert "PM: hibernation: hibernation exit" in guest.sh("dmesg")
+
+
 def test_suspend_to_memory_and_wake(guest: Guest) -> None:
     before = boot_id(guest)
     guest.virsh("dompmsuspend", "mem")
@@ -24,15 +34,6 @@ def test_suspend_to_memory_and_wake(guest: Guest) -> None:
     guest.wait_for_agent()
     assert boot_id(guest) == before
     assert "PM: suspend exit" in guest.sh("dmesg")
-
-
-def test_suspend_to_disk_and_resume(guest: Guest) -> None:
-    before = boot_id(guest)
-    guest.virsh("dompmsuspend", "disk")
-    wait_for(lambda: guest.state == "", "the guest to save itself", 120)
-    guest.power_on()
-    assert boot_id(guest) == before
-    assert "PM: hibernation: hibernation exit" in guest.sh("dmesg")
 
 
 def test_reboot_by_the_agent(guest: Guest) -> None:

@@ -2,6 +2,35 @@
 """All commands, a module for each subject; importing this package registers them."""
 
 from ..protocol.registry import REGISTRY
-from . import cpu, disks, exec, files, filesystems, info, memory, network, stats  # noqa: A004 - named after their subjects
+from . import (
+    cpu,
+    disks,
+    exec,  # noqa: A004 - named after its subject, as all are
+    files,
+    filesystems,
+    fsfreeze,
+    info,
+    memory,
+    network,
+    power,
+    stats,
+    system,
+    time,
+)
 
-__all__ = ["REGISTRY", "cpu", "disks", "exec", "files", "filesystems", "info", "memory", "network", "stats"]
+__all__ = [
+    "REGISTRY",
+    "cpu",
+    "disks",
+    "exec",
+    "files",
+    "filesystems",
+    "fsfreeze",
+    "info",
+    "memory",
+    "network",
+    "power",
+    "stats",
+    "system",
+    "time",
+]

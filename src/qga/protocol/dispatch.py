@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._framing import ParseError, Span
 from ..errors import ChannelError, CommandError, CommandNotFound
+from ..limits import QUOTED_MAX
 from .registry import REGISTRY, Command
 from .reply import encode, error, success
 from .schema import bind
@@ -166,7 +167,8 @@ def _check_members(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             raise CommandError(f"QMP input member '{member}' is unexpected")
     if "execute" not in request:
         raise CommandError("QMP input lacks member 'execute'")
-    return str(request["execute"]), arguments
+    # A name that came as a Span is longer than any command's; do not send all of it back.
+    return str(request["execute"])[:QUOTED_MAX], arguments
 
 
 def _reply(command: Command, result: Any, ends: Ends) -> bytes | None:

@@ -99,5 +99,5 @@ def allowed_names(allow: Sequence[str], block: Sequence[str]) -> frozenset[str]:
     """
     for name in (*allow, *block):
         if name not in REGISTRY:
-            logger.warning("no command is called '%s' (allow or block list)", name)
+            logger.error("no command is called '%s' (allow or block list)", name)
     return frozenset(allow or REGISTRY) - frozenset(block)

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from ..errors import ChannelError, strerror
@@ -29,7 +30,6 @@ class Listener:
     """Accepts clients on a listening socket and owns them.
 
     peers: vsock context ids that may connect, None for all.
-    path: the socket file to remove at the end, if this agent made it.
     """
 
     def __init__(
@@ -37,13 +37,10 @@ class Listener:
         sock: socket.socket,
         make_channel: MakeChannel,
         peers: frozenset[int] | None = None,
-        path: str | None = None,
     ) -> None:
         self._sock = sock
         self._make_channel = make_channel
         self._peers = peers
-        self._path = path
-        self._inode = os.stat(path).st_ino if path else 0
         self._channels: set[Channel] = set()
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[Exception | None] = self._loop.create_future()
@@ -58,8 +55,6 @@ class Listener:
         """Accept no more, let replies under way finish, close everything."""
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        if self._path and _inode(self._path) == self._inode:
-            os.unlink(self._path)
         for channel in tuple(self._channels):
             channel.pause()
             await channel.settle()
@@ -114,6 +109,13 @@ def listen_unix(path: str, mode: int) -> socket.socket:
         sock.close()
         raise ChannelError(f"Failed to bind socket to {path}: {strerror(exc)}") from exc
     return sock
+
+
+def remove_socket(path: str, inode: int) -> None:
+    """Remove a socket file, unless it is another one by now."""
+    with suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
 
 
 def listen_vsock(address: str) -> socket.socket:
@@ -187,10 +189,3 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
     except OSError as exc:
         raise ChannelError(f"Failed to unlink socket {path}: {strerror(exc)}") from exc
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.lstat(path).st_ino
-    except OSError:
-        return -1

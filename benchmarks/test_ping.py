@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smallest request: alone on one core with its client, and beside clients that keep the agent busy."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.agents import AgentProcess, Client
+
+from .cases import FLOOR, MICROSECONDS, MILLISECONDS, QGA, Case
+from .conftest import Connect, Server, Source, Start
+from .contest import Contest, Samples, Turn, on_one_core
+from .wire import ping_median, request
+
+
+def micro(client: Client, count: int) -> Samples:
+    """Median of `count` round trips."""
+    return {MICROSECONDS: ping_median(client.sock, count) * 1e6}
+
+
+def milli(client: Client, count: int) -> Samples:
+    """Median of `count` round trips."""
+    return {MILLISECONDS: ping_median(client.sock, count) * 1e3}
+
+
+@pytest.mark.case(Case.PING)
+def test_ping(contest: Contest, agents: dict[str, AgentProcess], bare_ping: Server, connect: Connect) -> None:
+    """On one core, since otherwise it is the waking of a second one that is measured."""
+    servers = {**agents, FLOOR: bare_ping}
+    count = 50 if contest.quick else 2000
+    turns = {name: Turn(partial(micro, connect(server), count)) for name, server in servers.items()}
+    with on_one_core(*(server.pid for server in servers.values())):
+        contest.race(turns)
+
+
+@pytest.fixture
+def busy_reader(qga: AgentProcess, source: Source) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that reads 48 MiB blocks from qga without pause, and prints a line for each."""
+    argv = [sys.executable, "-m", "benchmarks.reader", str(qga.path), str(source.path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        yield process
+        process.terminate()
+
+
+@pytest.mark.case(Case.PING_WHILE_READING)
+def test_ping_while_another_client_reads(
+    contest: Contest, qga: AgentProcess, connect: Connect, busy_reader: subprocess.Popen[bytes]
+) -> None:
+    """The reply to a ping does not wait for the block that another client is being sent."""
+    client = connect(qga)
+    assert busy_reader.stdout is not None
+    assert busy_reader.stdout.readline()
+    contest.race({QGA: Turn(partial(milli, client, 20 if contest.quick else 200))})
+    busy_reader.terminate()
+    blocks = busy_reader.stdout.read().splitlines()
+    assert len(blocks) >= (0 if contest.quick else 5), "the other client was not reading"
+
+
+@pytest.mark.case(Case.PING_WHILE_SLOW)
+def test_ping_while_a_slow_command_runs(contest: Contest, start: Start, connect: Connect, tmp_path: Path) -> None:
+    """A freeze hook that takes its time and then refuses the freeze, of a file system that does not exist."""
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\nsleep {0.5 if contest.quick else 5}\nexit 1\n")
+    hook.chmod(0o755)
+    agent = start(QGA, f"--fsfreeze-hook={hook}")
+    slow, client = connect(agent), connect(agent)
+    commands = slow.ok("guest-info")["supported_commands"]
+    if "guest-fsfreeze-freeze-list" not in {command["name"] for command in commands}:
+        pytest.skip("qga has no guest-fsfreeze-freeze-list")
+    slow.send(request("guest-fsfreeze-freeze-list", mountpoints=["/nonexistent"]))
+    contest.race({QGA: Turn(partial(milli, client, 20 if contest.quick else 200))})
+    assert not select.select([slow.sock], [], [], 0)[0], "the slow command was over too early"
+    assert b"execute fsfreeze hook" in slow.recv_line()

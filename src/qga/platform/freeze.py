@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Freezing, thawing and trimming of mounted file systems, and the file that marks a freeze.
+
+Sources: ioctl_fifreeze(2), ioctl_fitrim(2). The numbers are those of the generic ioctl encoding, which every
+architecture but Alpha, MIPS, PowerPC and SPARC uses.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from .mounts import Mount
+from .proc import calling
+
+MARKER: Final = "qga.state.isfrozen"
+"""File in the state directory that exists while file systems are frozen, for an agent that is started then."""
+
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+FITRIM = 0xC0185879
+
+_RANGE = struct.Struct("=QQQ")
+_WHOLE = (1 << 64) - 1
+
+
+class Trimmed(NamedTuple):
+    """Bytes that were discarded, and the least extent in bytes that the file system looked at."""
+
+    size: int
+    minimum: int
+
+
+def is_marked(state_dir: str) -> bool:
+    """Whether a freeze was begun with this state directory and not ended."""
+    return os.path.exists(f"{state_dir}/{MARKER}")
+
+
+def mark(state_dir: str) -> None:
+    """Make the file that marks a freeze, before the first file system is frozen; OSError."""
+    os.close(os.open(f"{state_dir}/{MARKER}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def unmark(state_dir: str) -> None:
+    """Remove the mark, after the last file system was thawed; OSError."""
+    os.unlink(f"{state_dir}/{MARKER}")
+
+
+class Frozen:
+    """The file systems that this process froze. Their descriptors are kept, so that a mount on top hides none of them.
+
+    `stop` may be called while `freeze` runs on another thread; everything else is for one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.stopped = False
+        """`stop` was called since the last `freeze` began."""
+
+    def freeze(self, mounts: Sequence[Mount], wanted: Collection[bytes] | None) -> int:
+        """Freeze `mounts`, or those of them at the `wanted` places, the last one first; returns how many are frozen.
+
+        What cannot be frozen, or is frozen already, is passed over; any other failure is a CallError that leaves the
+        rest to `thaw`.
+        """
+        self.stopped = False
+        for mount in reversed(mounts):
+            if wanted is None or mount.mountpoint in wanted:
+                self._freeze_one(mount)
+            if self.stopped:
+                break
+        return len(self._held)
+
+    def stop(self) -> None:
+        """Thaw what is frozen so far and have `freeze` go no further, even if it waits in the kernel for a writer."""
+        with self._lock:
+            self.stopped = True
+            for fd in self._held.values():
+                thaw(fd)
+
+    def thaw(self, mounts: Sequence[Mount]) -> int:
+        """Thaw `mounts`, the first one first, and whatever else is held; returns how many were frozen by anybody."""
+        count = 0
+        for mount in mounts:
+            held = self._held.pop(mount.number, None)
+            count += _thaw_mount(mount, held)
+        while self._held:
+            _, fd = self._held.popitem()
+            count += thaw(fd)
+            os.close(fd)
+        return count
+
+    def _freeze_one(self, mount: Mount) -> None:
+        where = mount.mountpoint.decode(errors="replace")
+        with calling(f"failed to open {where}"):
+            fd = open_mount(mount.mountpoint)
+        try:
+            with calling(f"failed to freeze {where}"):
+                frozen = freeze(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        with self._lock:
+            if frozen and not self.stopped:
+                self._held[mount.number] = fd
+                return
+            if frozen:
+                thaw(fd)
+        os.close(fd)
+
+
+def _thaw_mount(mount: Mount, held: int | None) -> bool:
+    thawed = False
+    if held is not None:
+        thawed = thaw(held)
+        os.close(held)
+    with suppress(OSError):
+        fd = open_mount(mount.mountpoint)
+        thawed = thaw(fd) or thawed
+        os.close(fd)
+    return thawed
+
+
+def open_mount(mountpoint: bytes) -> int:
+    """A descriptor for the file system mounted there; OSError. The caller closes it."""
+    return os.open(mountpoint, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def freeze(fd: int) -> bool:
+    """Freeze a file system; False if it cannot be frozen or somebody has frozen it already. Other failures: OSError."""
+    try:
+        fcntl.ioctl(fd, FIFREEZE, 0)
+    except OSError as exc:
+        if exc.errno in (errno.EOPNOTSUPP, errno.EBUSY):
+            return False
+        raise
+    return True
+
+
+def thaw(fd: int) -> bool:
+    """Thaw a file system however often it is frozen; whether it was. Never raises."""
+    thawed = False
+    while True:
+        try:
+            fcntl.ioctl(fd, FITHAW, 0)
+        except OSError:
+            return thawed
+        thawed = True
+
+
+def trim(fd: int, minimum: int) -> Trimmed:
+    """Discard unused extents of at least `minimum` bytes; OSError."""
+    answer = fcntl.ioctl(fd, FITRIM, _RANGE.pack(0, _WHOLE, minimum & _WHOLE))
+    _, size, least = _RANGE.unpack(answer)
+    return Trimmed(size, least)
