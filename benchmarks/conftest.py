@@ -23,10 +23,11 @@ from .cases import QGA
 from .contest import Contest
 
 SIZE = 48 << 20
+SIZE_QUICK = 8 << 20
 
 
 class Source(NamedTuple):
-    """A file of 48 MiB, and what is in it."""
+    """A file of 48 MiB, or 8 when benchmarks are disabled, and what is in it; no test moves more than that at once."""
 
     path: Path
     data: bytes
@@ -64,9 +65,9 @@ def contest(request: pytest.FixtureRequest, benchmark: Any) -> Contest:
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+def source(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """A file to read. No newline is in it, since the floor ends its answers with one."""
-    data = os.urandom(SIZE).replace(b"\n", b"\v")
+    data = os.urandom(SIZE_QUICK if pytestconfig.getoption("benchmark_disable") else SIZE).replace(b"\n", b"\v")
     path = tmp_path_factory.mktemp("source") / "data"
     path.write_bytes(data)
     yield Source(path, data)

@@ -22,7 +22,6 @@ from .wire import BUFFER, NEWLINE, exchange, open_file, request
 BLOCK = 4 << 20
 CLIENTS = 64
 BLOCKS_EACH = 3
-BLOCKS_ALONE = 12
 
 
 class Stream:
@@ -116,10 +115,10 @@ def test_clients(contest: Contest, qga: AgentProcess, connect: Connect, source: 
     """64 clients with a handle each, and one."""
     streams = [Stream(connect(qga), source) for _ in range(CLIENTS)]
     length = verify(streams, source.data)
-    alone, together = streams[:1], streams
+    alone, together, blocks = streams[:1], streams, len(source.data) // BLOCK
     contest.race(
         {
-            ONE_CLIENT: turn(alone, qga.pid, BLOCKS_ALONE, length),
-            QGA: turn(together, qga.pid, BLOCKS_EACH, length),
+            ONE_CLIENT: turn(alone, qga.pid, blocks, length),
+            QGA: turn(together, qga.pid, min(BLOCKS_EACH, blocks), length),
         }
     )

@@ -82,6 +82,7 @@ def test_write(
 ) -> None:
     """45 MiB make 60 MiB of base64, close to the most that a request may be."""
     data = source.data[:size]
+    count = min(count, len(data))
     writes = {
         name: Write(connect(agent), agent.pid, agent.directory / "copy", data, count) for name, agent in agents.items()
     }

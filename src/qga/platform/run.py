@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
 
 from ..errors import CommandError, strerror
 
@@ -34,7 +33,8 @@ def run(argv: Sequence[str | bytes], action: str, stdin: bytes | None = None, ti
     stdin: what it may read; None for nothing.
     timeout: seconds after which its process group is killed; None for never.
 
-    Raises CommandError with the C agent's text and what the program wrote. Source: protocol reference, external helpers.
+    Raises CommandError with the C agent's text and what the program wrote.
+    Source: protocol reference, rules for external helpers.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     child = _start(argv, action, stdin)
@@ -51,9 +51,10 @@ def run(argv: Sequence[str | bytes], action: str, stdin: bytes | None = None, ti
 
 
 def _start(argv: Sequence[str | bytes], action: str, stdin: bytes | None) -> subprocess.Popen[bytes]:
-    source = None
+    source = subprocess.DEVNULL
     try:
-        source = _input(stdin)
+        if stdin is not None:
+            source = _memory_file(stdin)
         return _popen(argv, source)
     except OSError as exc:
         if exc.filename is None:
@@ -62,12 +63,11 @@ def _start(argv: Sequence[str | bytes], action: str, stdin: bytes | None) -> sub
         failure = f"failed to exec '{os.fsdecode(argv[0])}': {strerror(exc)}\n"
         raise CommandError(f"child process has failed to {action}: {failure}") from exc
     finally:
-        if source is not None:
-            source.close()
+        if source != subprocess.DEVNULL:
+            os.close(source)
 
 
-def _popen(argv: Sequence[str | bytes], source: IO[bytes] | None) -> subprocess.Popen[bytes]:
-    stdin = subprocess.DEVNULL if source is None else source
+def _popen(argv: Sequence[str | bytes], stdin: int) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, bufsize=0
@@ -75,19 +75,18 @@ def _popen(argv: Sequence[str | bytes], source: IO[bytes] | None) -> subprocess.
     except OSError as exc:
         if exc.errno != errno.ENOEXEC or b"/" not in os.fsencode(argv[0]):
             raise
-        return _popen(["/bin/sh", *argv], source)  # a script without "#!", as execvp(3) takes it
+        return _popen(["/bin/sh", *argv], stdin)  # a script without "#!", as execvp(3) takes it
 
 
-def _input(data: bytes | None) -> IO[bytes] | None:
-    # A file in memory, not a pipe: it cannot fill up, and a program that does not read it needs no care.
-    if data is None:
-        return None
-    source = open(os.memfd_create("qga-input", os.MFD_CLOEXEC), "w+b", buffering=0)
-    view = memoryview(data)
-    while view:
-        view = view[source.write(view) :]
-    source.seek(0)
-    return source
+def _memory_file(data: bytes) -> int:
+    # Not a pipe: it cannot fill up, and a program that does not read it needs no care.
+    fd = os.memfd_create("qga-input", os.MFD_CLOEXEC)
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(fd, view[written:])
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _read_all(pipe: int, deadline: float | None) -> bytes:
