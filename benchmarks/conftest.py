@@ -177,6 +177,7 @@ def connect() -> Iterator[Connect]:
 
         def connect_to(server: AgentProcess | Server) -> Client:
             client = stack.enter_context(server.connect())
+            import socket as _s; client.sock.setsockopt(_s.SOL_SOCKET, _s.SO_SNDBUF, 106496)
             client.sock.settimeout(None)  # with a timeout, Python calls poll(2) before every other call
             return client
 

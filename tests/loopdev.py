@@ -112,7 +112,7 @@ class World:
     """
 
     def __init__(self, directory: Path, root: str = "") -> None:
-        self._images = directory
+        self.images = directory
         self._stack = ExitStack()
         stage = directory / "stage"
         stage.mkdir()
@@ -157,7 +157,7 @@ class World:
 
     def add(self, kind: str, mountpoint: str, *options: str) -> str:
         """Make a file system, mount it inside, and return its device."""
-        image = self._images / f"{len(list(self._images.iterdir()))}.image"
+        image = self.images / f"{len(list(self.images.iterdir()))}.image"
         make_image(image, kind)
         device = self._stack.enter_context(loops.attached(image))
         self.mount(device, mountpoint, *options)

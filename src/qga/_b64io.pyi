@@ -31,7 +31,7 @@ class Encoder:
         """
 
     def pump(self, out: int, patience: int) -> bool:
-        """Write until everything is out (True), or until `out` has been waited for `patience` milliseconds in all (False).
+        """Write until everything is out (True), or `patience` milliseconds were spent waiting for `out` (False).
 
         A read error after the first block ends the data early: the tail tells the count really sent. Raises OSError if
         `out` fails.
@@ -54,3 +54,5 @@ def spawn(path: bytes, argv: list[bytes], env: list[bytes] | None, stdin: int, s
     The child keeps the working directory, umask, session and process group. Raises OSError if it cannot be started.
     Source: posix_spawn(3).
     """
+
+__test__: dict[str, str]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False
 """Base64 between descriptors, and the child processes whose output it carries.
 
 Owns: the raw block of an `Encoder` and the encoded block that is being written. Bulk data never becomes a Python `str`
@@ -114,7 +114,7 @@ cdef class Encoder:
             raise OSError(error, os.strerror(error))
 
     def pump(self, int out, int patience):
-        """Write until everything is out (True), or until `out` has been waited for `patience` milliseconds in all (False).
+        """Write until everything is out (True), or `patience` milliseconds were spent waiting for `out` (False).
 
         A read error after the first block ends the data early: the tail tells the count really sent. Raises OSError if
         `out` fails.

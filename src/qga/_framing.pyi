@@ -4,15 +4,17 @@ from typing import Any, final
 
 @final
 class ParseError:
-    """Not raised: an item of the stream that says that a request could not be read, with the text for the client."""
+    """Not raised: an item of the stream that says that a request could not be read; `desc` is for the client."""
 
     desc: str
 
+    def __init__(self, desc: str) -> None: ...
+
 @final
 class Span:
-    """A long string value that stays in the receive buffer: ASCII without escapes, readable through the buffer protocol.
+    """A long string value that stays in the receive buffer: ASCII without escapes, read through the buffer protocol.
 
-    Its bytes stay in place for as long as it exists; writable, so that they can be decoded there. `str()` copies it out.
+    Its bytes stay in place for as long as it exists; writable, so that they can be decoded there. `str()` copies them.
     """
 
     def __len__(self) -> int: ...
@@ -44,3 +46,5 @@ class Framer:
     @property
     def size(self) -> int:
         """Bytes of the receive buffer."""
+
+__test__: dict[str, str]

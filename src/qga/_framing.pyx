@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# cython: language_level=3
+# cython: language_level=3, auto_pickle=False
 """Splits a byte stream into JSON values as the C agent does, dialect, errors and recovery included.
 
 Two stages. A resumable lexer looks at every byte once, balances brackets, enforces the limits and notes what a value
@@ -120,7 +120,7 @@ class ParseError:
         return f"ParseError({self.desc!r})"
 
 
-class Defect(Exception):
+class _Defect(Exception):
     """A grammar error inside the parser; its text is the client's."""
 
 
@@ -508,7 +508,7 @@ cdef class Framer:
         parser.end = text + size
         try:
             return parser.value()
-        except Defect as defect:
+        except _Defect as defect:
             return ParseError(f"JSON parse error, {defect}")
 
 
@@ -590,7 +590,7 @@ cdef class Parser:
             return self.number()
         if c"a" <= byte <= c"z":
             return self.word()
-        raise Defect("expecting value")
+        raise _Defect("expecting value")
 
     cdef dict object_(self):
         cdef dict members = {}
@@ -606,20 +606,20 @@ cdef class Parser:
             if byte == c"}":
                 return members
             if byte != c",":
-                raise Defect("expected separator in dict")
+                raise _Defect("expected separator in dict")
 
     cdef int pair(self, dict members) except -1:
         key = self.value()
         if type(key) is Span:
             key = str(key)
         if type(key) is not str:
-            raise Defect("key is not a string in object")
+            raise _Defect("key is not a string in object")
         if self.peek() != c":":
-            raise Defect("missing : in object pair")
+            raise _Defect("missing : in object pair")
         self.cursor += 1
         value = self.value()
         if key in members:
-            raise Defect("duplicate key")
+            raise _Defect("duplicate key")
         members[key] = value
         return 0
 
@@ -637,7 +637,7 @@ cdef class Parser:
             if byte == c"]":
                 return items
             if byte != c",":
-                raise Defect("expected separator in list")
+                raise _Defect("expected separator in list")
 
     cdef object string(self, unsigned char quote):
         cdef:
@@ -692,7 +692,7 @@ cdef class Parser:
             return False
         if name == "null":
             return None
-        raise Defect(f"invalid keyword '{name}'")
+        raise _Defect(f"invalid keyword '{name}'")
 
 
 cdef str decode_text(const unsigned char *text, const unsigned char *end, bint strict):
@@ -712,7 +712,7 @@ cdef str decode_text(const unsigned char *text, const unsigned char *end, bint s
                 code = next_code_point(&text, end)
                 if code < 0:
                     if strict:
-                        raise Defect("invalid UTF-8 sequence in string")
+                        raise _Defect("invalid UTF-8 sequence in string")
                     code = 0xFFFD
             tail = put_utf8(tail, code)
         return PyUnicode_DecodeUTF8(<const char *>output, tail - output, NULL)
@@ -765,7 +765,7 @@ cdef long unescape(const unsigned char **cursor, const unsigned char *end) excep
     if kind != c"u":
         found = memchr(plain, kind, 9)
         if found == NULL:
-            raise Defect("invalid escape sequence in string")
+            raise _Defect("invalid escape sequence in string")
         cursor[0] = text + 2
         return meant[<const char *>found - plain]
     code = four_hex(text + 2, end)
@@ -778,7 +778,7 @@ cdef long unescape(const unsigned char **cursor, const unsigned char *end) excep
     if code < 0 or not is_character(code):
         # The C agent counts bytes, so a short escape takes the closing quote along.
         quoted = decode_text(text, min(cursor[0], end + 1), False)
-        raise Defect(f"{quoted} is not a valid Unicode character")
+        raise _Defect(f"{quoted} is not a valid Unicode character")
     return code
 
 

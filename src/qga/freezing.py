@@ -6,6 +6,7 @@ logged meanwhile, the only commands are those that write nothing, and the thread
 """
 
 import asyncio
+import encodings.utf_16_be  # noqa: F401 - replies need it at their first character beyond ASCII, maybe while frozen
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
@@ -176,6 +177,8 @@ class FreezeState:
         self._ending = True
 
     async def aclose(self) -> None:
-        """Thaw what is frozen: without the agent nobody would."""
+        """Thaw what is frozen, since without the agent nobody would, and wait for a hook under way."""
         if self.frozen:
             await self._give_up("ended with the agent")
+        async with self._turn:
+            pass

@@ -15,7 +15,8 @@ from tests.agents import QGA, AgentProcess, Client
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     """An agent that many tests use one after the other; whatever it logs is an unexpected failure."""
     with AgentProcess(QGA, tmp_path_factory.mktemp("shared")) as agent:
-        agent.connect().close()
+        with agent.connect() as client:
+            client.ok("guest-ping")
         yield agent
         assert agent.stop() == 0
     assert agent.log.read_text() == ""
@@ -32,7 +33,8 @@ def client(shared: AgentProcess) -> Iterator[Client]:
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
     """An agent of the test's own, for what would disturb others or is disturbed by them."""
     with AgentProcess(QGA, tmp_path) as agent:
-        agent.connect().close()
+        with agent.connect() as client:
+            client.ok("guest-ping")
         yield agent
         assert agent.stop() == 0
     assert agent.log.read_text() == ""

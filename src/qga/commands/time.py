@@ -24,7 +24,7 @@ def guest_get_time(agent: Agent) -> int:
 
 @command()
 def guest_set_time(agent: Agent, time: int | None = None) -> None:
-    """Set system and hardware clock to `time` (nanoseconds since the epoch), or the system clock from the hardware's."""
+    """Set both clocks to `time`, in nanoseconds since the epoch, or the system clock from the hardware clock."""
     if time is None:
         clock.hardware_to_system()
         return

@@ -47,7 +47,7 @@ def _unquote(text: str) -> str:
             break
         if character == "\\":
             following = next(characters, "")
-            character = following if following in _ESCAPED else "\\" + following  # noqa: PLW2901
+            character = following if following in _ESCAPED else "\\" + following
         value.append(character)
     return "".join(value)
 

@@ -92,7 +92,7 @@ class Stream:
             head = b""
 
     def pump(self, out: int, patience: int = PATIENCE_MS) -> bool:
-        """Write until all is out (True), or `patience` ms were spent waiting for `out` (False); OSError if it is broken."""
+        """Write until all is out (True) or `patience` ms were spent waiting for `out` (False); OSError if it broke."""
         while self._encoders:
             if not self._encoders[0].pump(out, patience):
                 return False

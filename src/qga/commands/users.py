@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users: who is logged in, and their passwords."""
+
+from typing import NotRequired, TypedDict
+
+from .._b64io import decode
+from ..agent import Agent
+from ..errors import CommandError, from_os
+from ..platform import accounts
+from ..platform.proc import CallError
+from ..protocol.registry import command
+from ..protocol.schema import Payload, wire_bytes
+
+User = TypedDict("User", {"user": str, "login-time": float, "domain": NotRequired[str]})
+
+
+@command()
+def guest_get_users(agent: Agent) -> list[User]:
+    """List who is logged in, and since when: the earliest login of each user."""
+    try:
+        logins = accounts.list_logins()
+    except CallError as exc:
+        raise from_os(exc.call, exc) from exc
+    return [{"user": login.user, "login-time": login.time} for login in logins]
+
+
+@command(deadline=None)
+def guest_set_user_password(agent: Agent, username: str, password: Payload, crypted: bool) -> None:
+    """Set a user's password, sent as base64; `crypted` if it is a hash already. A NUL byte ends it."""
+    try:
+        secret = bytes(decode(password)).partition(b"\0")[0]
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
+    if b"\n" in secret:
+        raise CommandError("forbidden characters in raw password")
+    if ":" in username or "\n" in username:
+        raise CommandError("forbidden characters in username")
+    accounts.set_password(wire_bytes(username), secret, crypted)
