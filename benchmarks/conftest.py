@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from .contest import Contest
 
 SIZE = 48 << 20
 SIZE_QUICK = 8 << 20
+SEND_BUFFER = 1 << 20
+"""Bytes that a client may have under way: with the default it is what limits a write."""
 
 
 class Source(NamedTuple):
@@ -177,7 +180,7 @@ def connect() -> Iterator[Connect]:
 
         def connect_to(server: AgentProcess | Server) -> Client:
             client = stack.enter_context(server.connect())
-            import socket as _s; client.sock.setsockopt(_s.SOL_SOCKET, _s.SO_SNDBUF, 106496)
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             client.sock.settimeout(None)  # with a timeout, Python calls poll(2) before every other call
             return client
 

@@ -6,10 +6,15 @@ An agent that is asked to freeze everything freezes what it sees mounted. So tho
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +27,7 @@ from tests import loops
 from tests.agents import AgentProcess
 
 MAKERS = {
-    "ext4": (["mkfs.ext4", "-q", "-F", "-O", "^metadata_csum_seed"], 32 << 20),
+    "ext4": (["mkfs.ext4", "-q", "-F"], 32 << 20),
     "xfs": (["mkfs.xfs", "-q", "-f"], 320 << 20),
     "btrfs": (["mkfs.btrfs", "-q", "-f"], 128 << 20),
 }
@@ -82,10 +87,8 @@ def is_frozen(path: Path | str | int) -> bool:
     try:
         fcntl.ioctl(fd, FIFREEZE, 0)
         fcntl.ioctl(fd, FITHAW, 0)
-    except BlockingIOError:
-        raise
     except OSError as exc:
-        if exc.errno != 16:  # EBUSY: frozen already
+        if exc.errno != errno.EBUSY:
             raise
         return True
     finally:
@@ -113,6 +116,7 @@ class World:
 
     def __init__(self, directory: Path, root: str = "") -> None:
         self.images = directory
+        self._mountpoints: list[str] = []
         self._stack = ExitStack()
         stage = directory / "stage"
         stage.mkdir()
@@ -127,7 +131,8 @@ class World:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n", "no mount namespace with an overlay in it"
         if root:
-            self._stack.callback(thaw, self.path("/"))
+            self._mountpoints.append("/")
+            self._stack.callback(self.thaw)
 
     def __enter__(self) -> World:
         return self
@@ -167,11 +172,23 @@ class World:
         """Mount inside; at the end it is thawed and unmounted, if it is still there."""
         self.run("mkdir", "-p", mountpoint)
         self.run("mount", *options, source, mountpoint)
+        self._mountpoints.append(mountpoint)
         self._stack.callback(self._unmount, mountpoint)
 
     def umount(self, mountpoint: str, *options: str) -> None:
         """Unmount inside."""
         self.run("umount", *options, mountpoint)
+
+    def thaw(self) -> None:
+        """Thaw everything inside."""
+        for mountpoint in self._mountpoints:
+            thaw(self.path(mountpoint))
+
+    def end(self, agent: AgentProcess) -> None:
+        """Kill an agent, which is not gone before nothing keeps its threads asleep."""
+        agent.process.kill()
+        self.thaw()
+        agent.process.wait()
 
     def _unmount(self, mountpoint: str) -> None:
         thaw(self.path(mountpoint))
@@ -191,3 +208,55 @@ class World:
             source = after.split()[1]
             if not (major == "7" or (major == "0" and (not source.startswith("/dev/") or "/dev/loop" in source))):
                 raise RuntimeError(f"an agent could freeze a file system of this machine: {line}")
+
+
+PROGRAMS = ["sh", "umount"]
+"""What `World` runs inside, besides the agent."""
+
+UNUSED = ["test", "tests", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo", "*-packages", "config-*", "*.a"]
+"""Parts of a Python installation that no agent needs."""
+
+
+def make_root(directory: Path, packages: list[str]) -> Path:
+    """Make an image of a system that holds Python, these packages (in /opt/packages), and little else."""
+    stage, image = directory / "tree", directory / "root.image"
+    for name in ("dev", "proc", "run", "before", "tmp", "etc", "opt/packages", "var/log", "var/lib", "var/tmp"):
+        (stage / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):  # links on merged systems
+        if os.path.islink(f"/{name}"):
+            (stage / name).symlink_to(os.readlink(f"/{name}"))
+            (stage / name).resolve().mkdir(parents=True, exist_ok=True)
+    python = os.path.realpath(sys.executable)
+    for program in (python, *(shutil.which(name) for name in PROGRAMS)):
+        assert program is not None
+        _copy_file(Path(program), stage)
+    for library in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+        _copy_tree(Path(library), stage / library[1:])
+    for name in packages:
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.submodule_search_locations
+        _copy_tree(Path(spec.submodule_search_locations[0]), stage / "opt/packages" / name)
+    elf = [path for path in stage.rglob("*") if path.is_file() and (path.suffix == ".so" or os.access(path, os.X_OK))]
+    for library in _libraries([str(path) for path in elf]):
+        _copy_file(Path(library), stage)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", stage, image, "256M"], check=True, capture_output=True)
+    shutil.rmtree(stage)
+    return image
+
+
+def _copy_file(path: Path, stage: Path) -> None:
+    target = stage / str(path)[1:]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(path, target)
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    ignored = shutil.ignore_patterns(*UNUSED)
+    shutil.copytree(source, target, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+
+
+def _libraries(files: list[str]) -> set[str]:
+    # ldd fails for scripts and static programs, which need none.
+    listed = subprocess.run(["ldd", *files], capture_output=True, text=True, check=False).stdout
+    return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listed, re.MULTILINE))

@@ -445,6 +445,9 @@ cdef class Framer:
         if following == RECOVERING:
             self.cursor += 1
             return self.stray()
+        if self.state == ZERO and byte == c"e":
+            # Two tokens for the C agent, one number for orjson.
+            self.dialect = True
         self.state = following
         if following == BETWEEN:
             return self.end_token()

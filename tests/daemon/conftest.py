@@ -38,3 +38,11 @@ def agent(tmp_path: Path) -> Iterator[AgentProcess]:
         yield agent
         assert agent.stop() == 0
     assert agent.log.read_text() == ""
+
+
+@pytest.fixture
+def own_client(agent: AgentProcess) -> Iterator[Client]:
+    """A connection to the test's own agent, and the only one."""
+    with agent.connect() as client:
+        client.ok("guest-ping")
+        yield client

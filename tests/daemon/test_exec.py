@@ -102,15 +102,14 @@ def test_large_input_comes_back_from_cat(client: Client) -> None:
     assert status["exitcode"] == 0
 
 
-def test_input_that_is_never_read_is_dropped_with_the_program(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        before = descriptors(agent.pid)
-        pid = start(client, "sleep", "60", input_data=b64(bytes(5 * MIB)))
-        client.ok("guest-ping")
-        assert client.ok("guest-exec-status", pid=pid) == {"exited": False}
-        os.kill(pid, signal.SIGTERM)
-        assert ended(client, pid) == {"exited": True, "signal": signal.SIGTERM}
-        eventually(lambda: len(descriptors(agent.pid)) == len(before))
+def test_input_that_is_never_read_is_dropped_with_the_program(agent: AgentProcess, own_client: Client) -> None:
+    before = descriptors(agent.pid)
+    pid = start(own_client, "sleep", "60", input_data=b64(bytes(5 * MIB)))
+    own_client.ok("guest-ping")
+    assert own_client.ok("guest-exec-status", pid=pid) == {"exited": False}
+    os.kill(pid, signal.SIGTERM)
+    assert ended(own_client, pid) == {"exited": True, "signal": signal.SIGTERM}
+    eventually(lambda: len(descriptors(agent.pid)) == len(before))
 
 
 def test_a_program_that_closes_its_input_early(client: Client) -> None:
@@ -219,17 +218,16 @@ def test_records_outlive_connections(shared: AgentProcess) -> None:
         assert ended(second, pid)["out-data"] == b"late\n"
 
 
-def test_a_client_that_leaves_in_the_middle_of_the_output(agent: AgentProcess) -> None:
-    with agent.connect() as second:
-        before = descriptors(agent.pid)
-        with agent.connect() as first:
-            pid = start(first, "head", "-c", str(OUTPUT_MAX), "/dev/zero", capture_output=True)
-            eventually(lambda: not children(agent.pid))
-            time.sleep(0.1)
-            first.send(request("guest-exec-status", pid=pid))
-            first.sock.recv(1000)
-        eventually(lambda: len(descriptors(agent.pid)) == len(before))
-        assert second.error("guest-exec-status", pid=pid) == f"PID {pid} does not exist"
+def test_a_client_that_leaves_in_the_middle_of_the_output(agent: AgentProcess, own_client: Client) -> None:
+    before = descriptors(agent.pid)
+    with agent.connect() as first:
+        pid = start(first, "head", "-c", str(OUTPUT_MAX), "/dev/zero", capture_output=True)
+        eventually(lambda: not children(agent.pid))
+        time.sleep(0.1)
+        first.send(request("guest-exec-status", pid=pid))
+        first.sock.recv(1000)
+    eventually(lambda: len(descriptors(agent.pid)) == len(before))
+    assert own_client.error("guest-exec-status", pid=pid) == f"PID {pid} does not exist"
 
 
 def test_a_background_process_delays_the_end(client: Client) -> None:
@@ -245,25 +243,23 @@ def test_a_background_process_delays_nothing_without_capture(client: Client) -> 
     assert time.monotonic() - began < 2
 
 
-def test_ended_programs_leave_nothing_behind(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        run(client, "cat", input_data=b64(b"x"), capture_output=True)
-        before = descriptors(agent.pid)
-        for number in range(200):
-            mode = [True, False, "merged", "stdout", "stderr"][number % 5]
-            run(client, "cat", input_data=b64(b"x"), capture_output=mode)
-        assert children(agent.pid) == []
-        assert len(descriptors(agent.pid)) == len(before)
-        assert threads(agent.pid) <= 4
+def test_ended_programs_leave_nothing_behind(agent: AgentProcess, own_client: Client) -> None:
+    run(own_client, "cat", input_data=b64(b"x"), capture_output=True)
+    before = descriptors(agent.pid)
+    for number in range(200):
+        mode = [True, False, "merged", "stdout", "stderr"][number % 5]
+        run(own_client, "cat", input_data=b64(b"x"), capture_output=mode)
+    assert children(agent.pid) == []
+    assert len(descriptors(agent.pid)) == len(before)
+    assert threads(agent.pid) <= 4
 
 
-def test_programs_that_nobody_asks_about_hold_no_descriptor(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        before = descriptors(agent.pid)
-        pids = [start(client, SHELL, "-c", f"echo {n}; echo {n} >&2", capture_output=True) for n in range(100)]
-        eventually(lambda: not children(agent.pid) and len(descriptors(agent.pid)) == len(before))
-        for number, pid in enumerate(pids):
-            assert ended(client, pid)["err-data"] == f"{number}\n".encode()
+def test_programs_that_nobody_asks_about_hold_no_descriptor(agent: AgentProcess, own_client: Client) -> None:
+    before = descriptors(agent.pid)
+    pids = [start(own_client, SHELL, "-c", f"echo {n}; echo {n} >&2", capture_output=True) for n in range(100)]
+    eventually(lambda: not children(agent.pid) and len(descriptors(agent.pid)) == len(before))
+    for number, pid in enumerate(pids):
+        assert ended(own_client, pid)["err-data"] == f"{number}\n".encode()
 
 
 def test_programs_outlive_the_agent(tmp_path: Path) -> None:
@@ -275,40 +271,37 @@ def test_programs_outlive_the_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_process_id_that_comes_round_again(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        before = descriptors(agent.pid)
-        first = start(client, "head", "-c", "1000000", "/dev/zero", capture_output=True)
-        eventually(lambda: not children(agent.pid))
-        for _ in range(200):
-            Path("/proc/sys/kernel/ns_last_pid").write_text(str(first - 1))
-            second = start(client, "echo", "second", capture_output=True)
-            if second == first:
-                break
-            ended(client, second)
-        else:
-            pytest.skip("other processes took the number every time")
-        assert ended(client, second)["out-data"] == b"second\n"
-        assert client.error("guest-exec-status", pid=first) == f"PID {first} does not exist"
-        assert len(descriptors(agent.pid)) == len(before)
+def test_a_process_id_that_comes_round_again(agent: AgentProcess, own_client: Client) -> None:
+    before = descriptors(agent.pid)
+    first = start(own_client, "head", "-c", "1000000", "/dev/zero", capture_output=True)
+    eventually(lambda: not children(agent.pid))
+    for _ in range(200):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(first - 1))
+        second = start(own_client, "/bin/echo", "second", capture_output=True)
+        if second == first:
+            break
+        ended(own_client, second)
+    else:
+        pytest.skip("other processes took the number every time")
+    assert ended(own_client, second)["out-data"] == b"second\n"
+    assert own_client.error("guest-exec-status", pid=first) == f"PID {first} does not exist"
+    assert len(descriptors(agent.pid)) == len(before)
 
 
 # --- failures
 
 
-def test_starts_that_fail_leave_nothing_behind(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        before = descriptors(agent.pid)
-        for path in ("/nonexistent/x", "/tmp", "/etc/passwd", ""):
-            client.error("guest-exec", path=path, capture_output=True, input_data=b64(bytes(MIB)))
-        assert len(descriptors(agent.pid)) == len(before)
-        assert children(agent.pid) == []
+def test_starts_that_fail_leave_nothing_behind(agent: AgentProcess, own_client: Client) -> None:
+    before = descriptors(agent.pid)
+    for path in ("/nonexistent/x", "/tmp", "/etc/passwd", ""):
+        own_client.error("guest-exec", path=path, capture_output=True, input_data=b64(bytes(MIB)))
+    assert len(descriptors(agent.pid)) == len(before)
+    assert children(agent.pid) == []
 
 
-def test_hundreds_of_programs_at_once(agent: AgentProcess) -> None:
-    with agent.connect() as client:
-        pids = [start(client, SHELL, "-c", "sleep 0.3; echo x", capture_output=True) for _ in range(100)]
-        assert all(ended(client, pid)["out-data"] == b"x\n" for pid in pids)
+def test_a_hundred_programs_at_once(own_client: Client) -> None:
+    pids = [start(own_client, SHELL, "-c", "sleep 0.3; echo x", capture_output=True) for _ in range(100)]
+    assert all(ended(own_client, pid)["out-data"] == b"x\n" for pid in pids)
 
 
 def test_pipelined_starts_are_answered_in_order(client: Client) -> None:
@@ -330,21 +323,20 @@ def test_a_program_can_read_what_the_agent_wrote(client: Client, tmp_path: Path)
     assert run(client, str(tmp_path / "script"), capture_output=True)["out-data"] == b"from the script\n"
 
 
-def test_a_program_that_writes_for_ever_stalls_nobody(agent: AgentProcess, tmp_path: Path) -> None:
-    with agent.connect() as client:
-        pid = start(client, "yes", capture_output=True)
-        try:
-            time.sleep(0.2)
-            waits = []
-            for _ in range(100):
-                began = time.perf_counter()
-                client.ok("guest-ping")
-                waits.append(time.perf_counter() - began)
-            (tmp_path / "file").write_bytes(b"content")
-            handle = client.ok("guest-file-open", path=str(tmp_path / "file"))
-            assert data_of(client.ok("guest-file-read", handle=handle)) == b"content"
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert sorted(waits)[50] < 0.005
-        assert ended(client, pid)["out-truncated"]
+def test_a_program_that_writes_for_ever_stalls_nobody(agent: AgentProcess, own_client: Client, tmp_path: Path) -> None:
+    pid = start(own_client, "yes", capture_output=True)
+    try:
+        time.sleep(0.2)
+        waits = []
+        for _ in range(100):
+            began = time.perf_counter()
+            own_client.ok("guest-ping")
+            waits.append(time.perf_counter() - began)
+        (tmp_path / "file").write_bytes(b"content")
+        handle = own_client.ok("guest-file-open", path=str(tmp_path / "file"))
+        assert data_of(own_client.ok("guest-file-read", handle=handle)) == b"content"
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert sorted(waits)[50] < 0.005
+    assert ended(own_client, pid)["out-truncated"]

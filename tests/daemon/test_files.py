@@ -412,17 +412,16 @@ def test_a_closed_handle_is_gone_and_its_descriptor_too(client: Client, shared: 
     assert client.error("guest-file-read", handle=handle) == f"handle '{handle}' has not been found"
 
 
-def test_opens_that_fail_leave_no_descriptor(agent: AgentProcess, tmp_path: Path) -> None:
-    with agent.connect() as client:
-        before = descriptors(agent.pid)
-        for path, mode in [
-            ("/nonexistent/x", "r"),
-            ("/tmp", "w"),
-            (str(tmp_path / "file" / "x"), "w"),
-            ("/dev/null", "?"),
-        ]:
-            client.error("guest-file-open", path=path, mode=mode)
-        assert descriptors(agent.pid) == before
+def test_opens_that_fail_leave_no_descriptor(agent: AgentProcess, own_client: Client, tmp_path: Path) -> None:
+    before = descriptors(agent.pid)
+    for path, mode in [
+        ("/nonexistent/x", "r"),
+        ("/tmp", "w"),
+        (str(tmp_path / "file" / "x"), "w"),
+        ("/dev/null", "?"),
+    ]:
+        own_client.error("guest-file-open", path=path, mode=mode)
+    assert descriptors(agent.pid) == before
 
 
 # --- several clients

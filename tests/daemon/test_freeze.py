@@ -51,8 +51,7 @@ def start(world: World) -> Iterator[Callable[..., AgentProcess]]:
 
         def begin(*options: str, method: str = "unix-listen") -> AgentProcess:
             agent = world.agent(QGA, *options, method=method)
-            stack.callback(agent.process.wait)
-            stack.callback(agent.process.kill)
+            stack.callback(world.end, agent)
             return agent
 
         yield begin
@@ -234,7 +233,13 @@ def test_only_six_commands_are_enabled_while_frozen(world: World, start: Start) 
         assert client.error("guest-ping") == "Command guest-ping has been disabled: the command is not allowed"
         assert client.ok("guest-fsfreeze-freeze") == 1
         assert enabled(client) == ENABLED_WHILE_FROZEN
-        for name in ("guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-fstrim", "guest-exec", "guest-get-osinfo"):
+        for name in (
+            "guest-fsfreeze-freeze",
+            "guest-fsfreeze-freeze-list",
+            "guest-fstrim",
+            "guest-exec",
+            "guest-get-osinfo",
+        ):
             error = client.call(name)["error"]
             assert error["class"] == "CommandNotFound"
             assert error["desc"] == f"Command {name} has been disabled: the command is not allowed"
@@ -671,8 +676,7 @@ def test_nothing_is_written_started_or_imported_between_freeze_and_thaw(world: W
             assert client.ok("guest-fsfreeze-thaw") == 2
             assert client.ok("guest-ping") == {}
     finally:
-        agent.process.kill()
-        agent.process.wait()
+        world.end(agent)
     events = record.read_text().splitlines()
     kinds = [event.split(" ")[0] for event in events]
     last_thaw = len(kinds) - kinds[::-1].index("THAW")

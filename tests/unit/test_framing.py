@@ -352,6 +352,41 @@ def test_span_keeps_its_bytes_while_the_framer_goes_on() -> None:
     assert [bytes(span) for span in kept] == [text_of(100_000, seed) for seed in range(30)]
 
 
+def traffic(rng: random.Random) -> tuple[bytes, Any]:
+    """A request with long and short strings and long runs of blanks, and its value."""
+    blank = [rng.choice([b"", b" ", b"\r\n", b" \t" * rng.randrange(40_000)]) for _ in range(8)]
+    texts = [text_of(rng.choice([0, 7, 5_000, 40_000, 200_000]), rng.randrange(74)) for _ in range(3)]
+    text = b'%b{%b"a"%b:%b"%b",%b"b":[1,%b"%b\\n"%b, \'%b\'] }' % (
+        *blank[:4],
+        texts[0],
+        *blank[4:6],
+        texts[1],
+        blank[6],
+        texts[2],
+    )
+    return text + blank[7], {"a": texts[0].decode(), "b": [1, texts[1].decode() + "\n", texts[2].decode()]}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_buffer_survives_any_traffic_with_spans_held_and_let_go(seed: int) -> None:
+    rng = random.Random(seed)
+    requests = [traffic(rng) for _ in range(60)]
+    stream = b"".join(text for text, _ in requests)
+    expected = [value for _, value in requests]
+    framer, held, arrived, start = Framer(), [], 0, 0
+    while start < len(stream):
+        size = rng.choice([1, 100, 4096, 70_000, 500_000])
+        framer.feed(stream[start : start + size])
+        start += size
+        held += list(framer)
+        if rng.random() < 0.3:
+            framer.trim()
+        while held and rng.random() < 0.7:
+            assert plain(held.pop(0)) == expected[arrived]
+            arrived += 1
+    assert [plain(value) for value in held] == expected[arrived:]
+
+
 def test_span_and_its_view_outlive_the_framer() -> None:
     framer = Framer()
     framer.feed(b'"' + text_of(MIB) + b'"')

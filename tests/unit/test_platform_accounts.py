@@ -165,7 +165,7 @@ def test_crypted_password_is_stored_as_it_is(user: str) -> None:
 
 @pytest.mark.root
 def test_refusal_of_chpasswd_is_told(user: str) -> None:
-    with pytest.raises(CommandError, match="^child process has failed to set user password: ") as caught:
+    with pytest.raises(CommandError, match=r"^child process has failed to set user password: ") as caught:
         set_password(user.encode() + b"-none", b"x", crypted=True)
     assert f"{user}-none" in str(caught.value)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests for the scenarios: per agent one behind libvirt's agent channel and one behind a raw channel, each booted once."""
+"""Guests for the scenarios: per agent one behind libvirt's agent channel and one behind a raw channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from .results import Results
 WANTED = (os.environ.get("QGA_VM_AGENTS") or ",".join(KINDS)).split(",")
 """The agents that run; the reference comes first, since the other is compared to it."""
 
-MODULES = ("test_queries", "test_changes", "test_freeze", "test_lifecycle", "test_channel", "test_performance", "test_power")
+MODULES = tuple(
+    f"test_{name}" for name in ("queries", "changes", "freeze", "lifecycle", "channel", "performance", "power")
+)
 """In this order: what changes least comes first, what ends the guest comes last."""
 
 TIMEOUT = 400
@@ -51,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _kind(item: pytest.Item) -> str:
     callspec = getattr(item, "callspec", None)
     return str(callspec.params["kind"]) if callspec else WANTED[0]
+
+
+def _scenario(item: pytest.Item) -> str:
+    name = item.name.partition("[")[0].removeprefix("test_").replace("_", " ")
+    variant = item.name.removesuffix("]").partition("[")[2].replace(_kind(item), "").strip("-")
+    return f"{name} {variant}".strip()
 
 
 @pytest.fixture(scope="session", params=WANTED)
@@ -149,7 +157,7 @@ def pytest_runtest_makereport(
     """Note how the scenario went; of a failed one, show what the guest and libvirt said."""
     report = yield
     if item.get_closest_marker("vm"):
-        item.config.stash[RESULTS].note(item.name.partition("[")[0], _kind(item), report)
+        item.config.stash[RESULTS].note(_scenario(item), _kind(item), report)
         if report.failed and (pool := getattr(item, "funcargs", {}).get("pool")):
             report.sections += pool.reports()
     return report

@@ -105,6 +105,12 @@ DOMAIN = """
 """
 
 
+def _port(name: str, number: int, path: Path, port: str) -> list[str]:
+    # As JSON, since QEMU makes these devices after the others, and libvirt's controller is JSON.
+    device = {"driver": "virtserialport", "bus": "virtio-serial0.0", "nr": number, "chardev": name, "name": port}
+    return ["-chardev", f"socket,id={name},path={path},server=on,wait=off", "-device", json.dumps(device)]
+
+
 class Result(NamedTuple):
     """The end of a command in the guest; `output` is stdout and stderr."""
 
@@ -113,7 +119,7 @@ class Result(NamedTuple):
 
 
 class Guest:
-    """A guest and its domain. `channel`: "libvirt" (plugged in after the boot) or "raw" (a socket, there from the start)."""
+    """A guest and its domain. `channel`: "libvirt" (plugged in after the boot) or "raw" (a socket of the tests)."""
 
     def __init__(self, hypervisor: Hypervisor, kind: str, image: Image, channel: str, serial: int) -> None:
         self.hypervisor = hypervisor
@@ -158,13 +164,9 @@ class Guest:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path], check=True)
 
     def _xml(self, plugged: bool) -> str:
-        ports = {"raw": (self.raw_path, PORT), "floor": (self.floor_path, "test.floor.0")} if self.channel == "raw" else {}
         options: list[str] = []
-        for number, (name, (path, port)) in enumerate(ports.items(), 3):
-            options += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
-            # As JSON, since QEMU makes these devices after the others, and libvirt's controller is JSON.
-            device = {"driver": "virtserialport", "bus": "virtio-serial0.0", "nr": number, "chardev": name, "name": port}
-            options += ["-device", json.dumps(device)]
+        if self.channel == "raw":
+            options = _port("raw", 3, self.raw_path, PORT) + _port("floor", 4, self.floor_path, "test.floor.0")
         return DOMAIN.format(
             name=self.name,
             kernel=self._image.kernel,
@@ -266,7 +268,8 @@ class Guest:
         request: dict[str, Any] = {"execute": execute}
         if arguments:
             request["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
-        reply = self.virsh("qemu-agent-command", json.dumps(request), "--timeout", str(int(timeout)), timeout=timeout + 10)
+        options = ("--timeout", str(int(timeout)))
+        reply = self.virsh("qemu-agent-command", json.dumps(request), *options, timeout=timeout + 10)
         return json.loads(reply)["return"]
 
     def answers(self) -> bool:
@@ -284,10 +287,17 @@ class Guest:
     def execute(self, *argv: str, timeout: float = 60) -> tuple[int, bytes]:
         """Run a program through guest-exec: exit status and stdout."""
         pid = self.call("guest-exec", path=argv[0], arg=list(argv[1:]), capture_output=True)["pid"]
-        status = wait_for(
-            lambda: (reply := self.call("guest-exec-status", pid=pid))["exited"] and reply, f"{argv} in the guest", timeout
-        )
+        status = self.wait_for_exit(pid, timeout)
         return status["exitcode"], base64.b64decode(status.get("out-data", ""))
+
+    def wait_for_exit(self, pid: int, timeout: float = 60) -> dict[str, Any]:
+        """The last guest-exec-status of a program."""
+
+        def ended() -> dict[str, Any] | None:
+            status: dict[str, Any] = self.call("guest-exec-status", pid=pid)
+            return status if status["exited"] else None
+
+        return dict(wait_for(ended, f"program {pid} to end", timeout))
 
     # The agent through a raw channel.
 

@@ -117,7 +117,7 @@ class Hypervisor:
         return done.stdout.strip()
 
     def binding(self, domain: str, script: str) -> Any:
-        """Run Python lines with `domain` (a libvirt.virDomain) and `libvirt`; what they leave in `result`, through JSON.
+        """Run Python lines with `domain` (a libvirt.virDomain) and `libvirt`: what they leave in `result`.
 
         The distribution's binding belongs to the distribution's Python, so another process it is.
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guest images: a Debian 12 tree made once, and on it one root file system per agent; all cached by a hash of the inputs.
+"""Guest images: a Debian 12 tree made once, and on it one root file system per agent.
 
-`python -m tests.vm.image` builds what is missing. Needs root, mmdebstrap and Debian's package mirror (for the tree only).
+All is cached by a hash of its inputs. Needs root, and for the tree mmdebstrap and a Debian mirror.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _digest(*parts: str | bytes | Path) -> str:
 
 
 def _cached(path: Path, make: Callable[[Path, Path], None], prefix: str) -> Path:
-    """`path`, made by `make(path, scratch directory)` under another name if it is not there; then older ones are removed."""
+    """`path`, made by `make(path, scratch directory)` if it is not there; then older ones are removed."""
     if path.exists():
         return path
     started = time.monotonic()
@@ -205,8 +205,3 @@ def _make_nvme(path: Path, _: Path) -> None:
 def _sparse(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.truncate(size)
-
-
-if __name__ == "__main__":
-    for agent in sys.argv[1:] or KINDS:
-        print("\n".join(map(str, build(agent))))

@@ -20,9 +20,8 @@ class Results:
         self.reasons: dict[str, str] = {}
         self.measurements: dict[str, dict[str, float]] = {}
 
-    def note(self, test: str, kind: str, report: pytest.TestReport) -> None:
+    def note(self, scenario: str, kind: str, report: pytest.TestReport) -> None:
         """Take one phase of one test; a failure of any phase stands."""
-        scenario = test.removeprefix("test_").replace("_", " ")
         row = self.outcomes.setdefault(scenario, {})
         if report.failed:
             row[kind] = "FAILED"
@@ -31,8 +30,9 @@ class Results:
             self.reasons[f"{scenario} ({kind})"] = report.wasxfail
         elif report.skipped:
             row[kind] = "skipped"
-            self.reasons[f"{scenario} ({kind})"] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-        elif report.when == "call":
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            self.reasons[f"{scenario} ({kind})"] = str(reason)
+        elif report.when == "call" and kind not in row:
             row[kind] = "passed"
 
     def measure(self, name: str, kind: str, value: float) -> None:
@@ -50,6 +50,5 @@ class Results:
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps({"scenarios": self.outcomes, "reasons": self.reasons, "measurements": self.measurements}, indent=1) + "\n"
-        )
+        everything = {"scenarios": self.outcomes, "reasons": self.reasons, "measurements": self.measurements}
+        path.write_text(json.dumps(everything, indent=1) + "\n")

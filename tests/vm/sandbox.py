@@ -46,7 +46,8 @@ def main(directory, cache):
         file.write(LIBVIRTD_CONF.format(directory=directory))
     with open(f"{directory}/etc/qemu.conf", "w") as file:
         file.write(QEMU_CONF)
-    libvirtd = subprocess.Popen(["libvirtd", "--config", "/etc/libvirt/libvirtd.conf", "--pid-file", f"{directory}/libvirtd.pid"])
+    files = ["--config", "/etc/libvirt/libvirtd.conf", "--pid-file", f"{directory}/libvirtd.pid"]
+    libvirtd = subprocess.Popen(["libvirtd", *files])
     while os.waitpid(-1, 0)[0] != libvirtd.pid:
         pass
     sys.exit("libvirtd has ended")

@@ -16,7 +16,7 @@ import pytest
 from .guest import DIMM, Guest
 from .hypervisor import VirshError, wait_for
 
-KEYS = ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFirst first@example", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAISecond second@example")
+KEYS = ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5First first@example", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5Second second@example")
 
 
 def test_domtime_set_reaches_system_and_hardware_clock(guest: Guest) -> None:
@@ -116,7 +116,8 @@ def test_ssh_keys_set_listed_removed(guest: Guest) -> None:
     change(KEYS[1])
     assert listed() == sorted(KEYS)
     file = "/home/tester/.ssh/authorized_keys"
-    assert guest.sh(f"stat -c '%U %G %a' {file} /home/tester/.ssh").splitlines() == ["tester tester 600", "tester tester 700"]
+    owners = guest.sh(f"stat -c '%U %G %a' {file} /home/tester/.ssh").splitlines()
+    assert owners == ["tester tester 600", "tester tester 700"]
     assert sorted(guest.sh(f"grep . {file}").splitlines()) == sorted(KEYS)
     change(KEYS[0], option="--remove")
     assert listed() == [KEYS[1]]
@@ -157,7 +158,7 @@ def test_memory_blocks_of_a_plugged_dimm(guest: Guest) -> None:
 
 
 LIBVIRT_BLOCK = 96 << 10
-"""libvirt 9 never gets a request through that is larger than its socket's buffer: it sends the start again and again."""
+"""libvirt 9 gets no request through that is larger than its socket's buffer: it sends the start again and again."""
 
 FILE_SCRIPT = """
 import base64, libvirt_qemu
@@ -216,7 +217,7 @@ def test_exec_gives_status_output_and_input(guest: Guest) -> None:
         input_data=data,
         capture_output=True,
     )["pid"]
-    status = wait_for(lambda: (reply := guest.call("guest-exec-status", pid=pid))["exited"] and reply, "the program to end")
+    status = guest.wait_for_exit(pid)
     assert status["exitcode"] == 3
     assert base64.b64decode(status["out-data"]) == b"fed by the host"
     assert base64.b64decode(status["err-data"]) == b"env\n"

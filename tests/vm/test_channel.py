@@ -74,8 +74,8 @@ def test_stale_bytes_before_a_delimited_sync(raw_guest: Guest) -> None:
 
 
 def test_isa_serial_channel(raw_guest: Guest) -> None:
-    start = f"mkdir -p /run/isa && systemd-run --quiet --collect --unit=isa {raw_guest.program}"
-    raw_guest.sh(f"systemctl stop serial-getty@ttyS1; {start} --method=isa-serial --path=/dev/ttyS1 --statedir=/run/isa")
+    options = "--method=isa-serial --path=/dev/ttyS1 --statedir=/run/isa"
+    raw_guest.sh(f"mkdir -p /run/isa && systemd-run --quiet --collect --unit=isa {raw_guest.program} {options}")
     try:
         # Whoever opens a serial line throws away what came before.
         is_open = "ls -l /proc/$(systemctl show --property MainPID --value isa)/fd | grep -q ttyS1"
@@ -105,9 +105,9 @@ print(sock.makefile().readline())
 
 def test_vsock_channel(raw_guest: Guest) -> None:
     """The guest's kernel stands in for the host: its loopback transport has CID 1."""
-    start = f"mkdir -p /run/vsock && systemd-run --quiet --collect --unit=vsock {raw_guest.program}"
+    options = "--method=vsock-listen --path=4294967295:4242 --statedir=/run/vsock"
     raw_guest.sh("modprobe vsock_loopback")
-    raw_guest.sh(f"{start} --method=vsock-listen --path=4294967295:4242 --statedir=/run/vsock")
+    raw_guest.sh(f"mkdir -p /run/vsock && systemd-run --quiet --collect --unit=vsock {raw_guest.program} {options}")
     try:
         wait_for(lambda: ":4242" in raw_guest.sh("ss --vsock --listening --numeric"), "the agent to listen", 30, 0.5)
         assert raw_guest.sh("python3 -", stdin=VSOCK_CLIENT).strip() in (
@@ -120,7 +120,8 @@ def test_vsock_channel(raw_guest: Guest) -> None:
 
 def test_second_agent_waits_for_a_port_that_is_taken(raw_guest: Guest) -> None:
     """A port has one reader: whoever comes second is told so."""
-    taken = raw_guest.run(f"mkdir -p /run/second; {raw_guest.program} --statedir=/run/second --path=/dev/virtio-ports/{PORT}")
+    options = f"--statedir=/run/second --path=/dev/virtio-ports/{PORT}"
+    taken = raw_guest.run(f"mkdir -p /run/second; {raw_guest.program} {options}")
     assert taken.status == 1
     assert "error opening channel" in taken.output
     with raw_guest.connect() as client:

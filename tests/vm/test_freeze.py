@@ -52,7 +52,8 @@ class Writer:
 
 @pytest.fixture
 def writers(guest: Guest) -> Iterator[dict[str, Writer]]:
-    running = {name: Writer(guest, name, path) for name, path in (("root", "/var/tmp/records"), ("data", "/data/records"))}
+    paths = {"root": "/var/tmp/records", "data": "/data/records"}
+    running = {name: Writer(guest, name, path) for name, path in paths.items()}
     yield running
     if guest.call("guest-fsfreeze-status") == "frozen":
         guest.virsh("domfsthaw")
@@ -148,7 +149,8 @@ def with_hook(guest: Guest) -> Iterator[Callable[[str], None]]:
         guest.wait_for_agent()
 
     yield install
-    guest.sh(f"rm -f {config} /run/hook.log; umount /run/exec; if [ -e /run/qemu-ga.conf ]; then mv /run/qemu-ga.conf {config}; fi")
+    guest.sh(f"rm -f {config} /run/hook.log; umount /run/exec")
+    guest.sh(f"if [ -e /run/qemu-ga.conf ]; then mv /run/qemu-ga.conf {config}; fi")
     guest.sh(f"systemctl restart {guest.unit}")
     guest.wait_for_agent()
 

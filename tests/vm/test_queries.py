@@ -140,5 +140,3 @@ def test_python_binding(guest: Guest) -> None:
     assert answers["vcpus"]["online"] == "0-1"
     assert sorted(entry[0] for entry in answers["filesystems"]) == ["/", "/data", "/nvme"]
     assert abs(answers["time"]["seconds"] - int(guest.sh("date +%s"))) < 30
-
-

@@ -20,7 +20,7 @@ GUEST_PYTHON = (3, 11)
 
 def build() -> Path:
     """A directory with the wheels, made again when the sources have changed."""
-    assert sys.version_info[:2] == GUEST_PYTHON, "the guest has Python 3.11: run the guests' tests with PYTHON=python3.11"
+    assert sys.version_info[:2] == GUEST_PYTHON, "the guest has Python 3.11: run this with PYTHON=python3.11"
     directory = CACHE / f"wheels-{_sources_digest()}"
     if not directory.exists():
         for older in CACHE.glob("wheels-*"):

@@ -15,10 +15,10 @@ SESSIONS = "/run/systemd/sessions"
 _USER_PROCESS = 7
 _LAST_TYPE = 9
 
-# utmp(5): type, process, line, id, user, host, exit status, session, seconds, microseconds, address, reserved. The time
-# has 32 bits, without sign in new releases of glibc, where 32-bit programs share the file (x86, ppc64), else 64 (arm64).
-_RECORD_TIME32 = Struct("=h2xi32x4x32s256x4x4xII16x20x")
-_RECORD_TIME64 = Struct("=h2xi32x4x32s256x4x8xqq16x20x4x")
+# utmp(5), without what is not wanted: type, user, seconds, microseconds. The time has 32 bits where 32-bit programs
+# share the file (x86, ppc64, riscv64), which new releases of glibc read as unsigned, and 64 bits elsewhere (arm64).
+_RECORD_TIME32 = Struct("=h2x4x32x4x32s256x4x4xII16x20x")
+_RECORD_TIME64 = Struct("=h2x4x32x4x32s256x4x8xqq16x20x4x")
 
 _PEOPLE = (b"user", b"user-early", b"user-light", b"user-early-light")
 """Classes of sessions with somebody at the other end; not the greeter, cron, or the user's own service manager."""
@@ -62,7 +62,7 @@ def _earliest(logins: Iterable[Login]) -> list[Login]:
 def _from_utmp(data: bytes) -> Iterator[Login]:
     # No lock, unlike getutxent(3): anyone may hold one for ever, and a record is written at once.
     record = _layout(data)
-    for kind, _, user, seconds, micros in record.iter_unpack(data[: len(data) // record.size * record.size]):
+    for kind, user, seconds, micros in record.iter_unpack(data[: len(data) // record.size * record.size]):
         if kind == _USER_PROCESS:
             yield Login(user.partition(b"\0")[0].decode(errors="replace"), seconds + micros / 1e6)
 

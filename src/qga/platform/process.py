@@ -66,6 +66,7 @@ def _spawn_first(argv: list[bytes], env: Environment, stdin: int, stdout: int, s
     denied: OSError | None = None
     for program in find_program(argv[0], env):
         try:
+            os.stat(program)  # cheaper than a process that finds nothing to execute, and fails alike
             return spawn(program, argv, env, stdin, stdout, stderr)
         except OSError as exc:
             if exc.errno == errno.ENOEXEC:
