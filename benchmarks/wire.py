@@ -54,8 +54,8 @@ def exchange(sock: socket.socket, requests: Iterable[bytes]) -> int:
     return total
 
 
-def ping_median(sock: socket.socket, count: int) -> float:
-    """Seconds of the median of `count` round trips of guest-ping; each reply is checked."""
+def ping_median(sock: socket.socket, count: int, pause: float = 0) -> float:
+    """Seconds of the median of `count` round trips of guest-ping, `pause` seconds apart; each reply is checked."""
     times, replies = [], set()
     for _ in range(count):
         start = time.perf_counter()
@@ -63,5 +63,7 @@ def ping_median(sock: socket.socket, count: int) -> float:
         reply = sock.recv(4096)
         times.append(time.perf_counter() - start)
         replies.add(reply)
+        if pause:
+            time.sleep(pause)
     assert all(reply.endswith(b"\n") and json.loads(reply) == {"return": {}} for reply in replies), replies
     return median(times)

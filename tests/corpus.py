@@ -41,10 +41,18 @@ NO_VALUES = _load("no-values.txt")
 STREAMS = _load("streams.txt")
 """Streams that hold more, or less, than one value."""
 
+PLACES = _load("places.txt")
+"""Texts with a place for a byte; see `at_place`."""
+
 SEPARATORS = [bytes([byte]) for byte in b"{}[]:,\"'\\ \t\r\n\0\x01\x7f\xc3\xfd\xfe\xff"]
 
 FRAGMENTS = [*VALUES, *NO_VALUES, *SEPARATORS, b'"a":', b'{"execute":"guest-ping","id":', b'"execute"', b'"id"', PING]
 """What random streams are made of."""
+
+
+def at_place(place: bytes) -> list[bytes]:
+    """The text with each of the 256 bytes at its place."""
+    return [place.replace(b"<??>", bytes([byte])) for byte in range(256)]
 
 
 def short(text: bytes) -> str:

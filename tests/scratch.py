@@ -23,12 +23,17 @@ def scratch_user(directory: Path) -> Iterator[pwd.struct_passwd]:
     _run("useradd", "--no-create-home", "--home-dir", str(home), "--user-group", "--shell", "/bin/sh", name)
     try:
         entry = pwd.getpwnam(name)
-        home.mkdir()
-        home.chmod(0o755)
-        os.chown(home, entry.pw_uid, entry.pw_gid)
+        make_home(entry)
         yield entry
     finally:
         _run("userdel", name)
+
+
+def make_home(user: pwd.struct_passwd) -> None:
+    """Make the user's home directory."""
+    os.mkdir(user.pw_dir)
+    os.chmod(user.pw_dir, 0o755)
+    os.chown(user.pw_dir, user.pw_uid, user.pw_gid)
 
 
 def shadow_hash(name: str) -> str:

@@ -88,6 +88,7 @@ class FreezeState:
         return count
 
     async def _enter(self) -> None:
+        self._filesystems = freeze.Frozen()
         await self._workers.run(self._mark)
         self.frozen = self._freezing = True
         self._start_watchdog()

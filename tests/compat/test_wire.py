@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess, Client
-from tests.corpus import FRAGMENTS, NO_VALUES, PING, STREAMS, VALUES, request, short
+from tests.corpus import FRAGMENTS, NO_VALUES, PING, PLACES, STREAMS, VALUES, at_place, request, short
 from tests.oracle import Oracle, OracleError
 from tests.sides import plain
 
@@ -49,7 +49,11 @@ class Peer:
         return lines
 
     def replies(self, stream: bytes) -> list[Reply]:
-        return [json.loads(line.removeprefix(b"\xff")) for line in self.lines(stream)]
+        """The replies parsed; `inf`, the C agent's word for a number past the limit of a double, as null."""
+        lines = [
+            re.sub(rb"(?<=[ \[])-?inf(?=[],}])", b"null", line.removeprefix(b"\xff")) for line in self.lines(stream)
+        ]
+        return [json.loads(line) for line in lines]
 
 
 class Pair(NamedTuple):
@@ -105,7 +109,7 @@ def comparable(reply: Reply) -> str:
 def assert_same(pair: Pair, stream: bytes) -> list[Reply]:
     """Both agents reply the same to the stream; return the reference's replies."""
     ours, theirs = pair.ours.replies(stream), pair.theirs.replies(stream)
-    assert [comparable(reply) for reply in ours] == [comparable(reply) for reply in theirs]
+    assert [comparable(reply) for reply in ours] == [comparable(reply) for reply in theirs], stream
     return theirs
 
 
@@ -115,7 +119,7 @@ def assert_same_framing(pair: Pair, stream: bytes) -> None:
         [re.sub("QMP input (member|lacks).*", "<no request>", comparable(reply)) for reply in peer.replies(stream)]
         for peer in (pair.ours, pair.theirs)
     )
-    assert ours == theirs
+    assert ours == theirs, stream
 
 
 def expected(item: object) -> Reply:
@@ -139,11 +143,16 @@ def test_same_replies_to_framing(pair: Pair, stream: bytes) -> None:
     assert_same_framing(pair, stream + PING)
 
 
-@pytest.mark.parametrize("stream", [*STREAMS, *(request(value) for value in (*VALUES, *NO_VALUES))], ids=short)
-def test_model_of_the_framing_is_true(pair: Pair, stream: bytes) -> None:
-    items = Oracle().feed(stream + b"\n\xff{")
-    replies = pair.theirs.replies(stream)
-    assert [exactly(reply) for reply in replies] == [exactly(expected(item)) for item in items]
+@pytest.mark.parametrize(
+    "streams",
+    [STREAMS, [request(value) for value in VALUES], [request(text) for text in NO_VALUES]],
+    ids=["streams", "values", "no-values"],
+)
+def test_model_of_the_framing_is_true(pair: Pair, streams: list[bytes]) -> None:
+    for stream in streams:
+        items = Oracle().feed(stream + b"\n\xff{")
+        replies = pair.theirs.replies(stream)
+        assert [exactly(reply) for reply in replies] == [exactly(expected(item)) for item in items], stream
 
 
 def random_stream(rng: random.Random) -> bytes:
@@ -160,42 +169,16 @@ def test_same_replies_to_random_streams(pair: Pair, seed: int) -> None:
         assert_same_framing(pair, random_stream(rng))
 
 
-@pytest.mark.parametrize("byte", range(256))
-def test_same_replies_to_every_byte_in_every_place(pair: Pair, byte: int) -> None:
-    places = [
-        *(
-            b"%b",
-            b"%b%b{}",
-            b"5%b",
-            b"@%b5 ",
-            b'"x%by"',
-            b"'%b'",
-            rb'"\%b"',
-            rb'"\u%b123"',
-            rb'"\u012%b"',
-            b'"a\xe2%b"',
-        ),
-        *(
-            b'"\xe2%b\x80\0',
-            b'"\xf0%b\x80\0',
-            b'"\xf4%b\x80\x80"\0',
-            b"[1%b2]",
-            b'{"a"%b1}',
-            b'{%b"a":1}',
-            b'{"execute":"%b"}',
-        ),
-        *(
-            request(text)
-            for text in (b"%b", b"0%b", b"-%b1", b"1.%b1", b"1.5%b1", b"1e%b1", b"1e+%b1", b"true%b", b'"%b"')
-        ),
-    ]
-    for place in places:
-        assert_same_framing(pair, place.replace(b"%b", bytes([byte])))
+@pytest.mark.parametrize("place", PLACES, ids=short)
+def test_same_replies_to_every_byte_at_a_place(pair: Pair, place: bytes) -> None:
+    for stream in at_place(place):
+        assert_same_framing(pair, stream)
 
 
 def test_number_that_fits_no_double_comes_back_as_null(pair: Pair) -> None:
     assert pair.theirs.lines(request(b"1e400"))[0] == b'{"return": {}, "id": inf}\n'
-    assert pair.ours.replies(request(b"1e400"))[0] == {"return": {}, "id": None}
+    assert json.loads(pair.ours.lines(request(b"1e400"))[0]) == {"return": {}, "id": None}
+    assert_same(pair, request(b'[1e400,-1e400,{"a":1e999}]'))
 
 
 def test_long_stray_token_is_quoted_in_part(pair: Pair) -> None:
@@ -335,13 +318,11 @@ def test_same_reply_to_request_object(pair: Pair, text: str) -> None:
     assert_same(pair, text.encode())
 
 
-@pytest.mark.parametrize(
-    "identity", [*VALUES, b'{"a":[1,{"b":null}],"":"\\u0000"}', b"[" * 500 + b"]" * 500], ids=short
-)
-@pytest.mark.parametrize("rest", [b'"execute":"guest-ping"', b'"execute":"nope"', b'"execute":5', b'"x":1'])
-def test_same_id_comes_back(pair: Pair, identity: bytes, rest: bytes) -> None:
-    replies = assert_same(pair, b'{"id":' + identity + b"," + rest + b"}")
-    assert "id" in replies[0]
+@pytest.mark.parametrize("identity", [*VALUES, b'{"a":[1,{"b":null}],"":"\\u0000"}', b"[" * 90 + b"]" * 90], ids=short)
+def test_same_id_comes_back(pair: Pair, identity: bytes) -> None:
+    for rest in (b'"execute":"guest-ping"', b'"execute":"nope"', b'"execute":5', b'"x":1'):
+        replies = assert_same(pair, b'{"id":' + identity + b"," + rest + b"}")
+        assert "id" in replies[0]
 
 
 def test_unknown_command_of_great_length_is_named_in_part(pair: Pair) -> None:
@@ -398,11 +379,11 @@ def skip_unless_known(pair: Pair, argument: str) -> None:
         pytest.skip("the installed qemu-ga takes a boolean only")
 
 
-@pytest.mark.parametrize("value", TYPES)
 @pytest.mark.parametrize(("command", "argument"), [(name, arg) for name, args in COMMANDS.items() for arg in args])
-def test_same_reply_to_an_argument_of_any_type(pair: Pair, command: str, argument: str, value: str) -> None:
+def test_same_reply_to_an_argument_of_any_type(pair: Pair, command: str, argument: str) -> None:
     skip_unless_known(pair, argument)
-    assert_same(pair, called(command, {**COMMANDS[command], argument: value}))
+    for value in TYPES:
+        assert_same(pair, called(command, {**COMMANDS[command], argument: value}))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,8 +6,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,29 @@ def wake_ups(pid: int) -> int:
             if "ctxt_switches" in line:
                 count += int(line.split()[1])
     return count
+
+
+@contextmanager
+def running(argv: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the block."""
+    with subprocess.Popen(argv, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[Client]:
+    """A client of the agent that listens at `path`, or will soon; it is ready when the block begins."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            client = Client(path)
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            assert time.monotonic() < deadline, "the agent did not start"
+            time.sleep(0.005)
+    with client:
+        client.ok("guest-ping")
+        yield client

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qga._framing import Framer, ParseError, Span
-from tests.corpus import FRAGMENTS, NO_VALUES, PING, STREAMS, VALUES, request, short
+from tests.corpus import FRAGMENTS, NO_VALUES, PING, PLACES, STREAMS, VALUES, at_place, request, short
 from tests.oracle import NESTING_MAX, TOKEN_BYTES_MAX, TOKEN_COUNT_MAX, Oracle, OracleError
 
 QUOTED_MAX = 4096
@@ -84,6 +84,12 @@ def test_each_byte_gives_what_it_gives_in_the_model(stream: bytes) -> None:
     for index in range(len(stream)):
         byte = stream[index : index + 1]
         assert_same(framed([byte], framer), oracle.feed(byte))
+
+
+@pytest.mark.parametrize("place", PLACES, ids=short)
+def test_every_byte_at_a_place_gives_what_the_model_gives(place: bytes) -> None:
+    for stream in at_place(place):
+        assert_same(framed([stream, b"\n" + PING]), modelled(stream + b"\n" + PING))
 
 
 @pytest.mark.parametrize("seed", range(4))

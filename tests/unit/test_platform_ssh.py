@@ -5,27 +5,38 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from qga.errors import CommandError
 from qga.platform import ssh
-from tests.scratch import scratch_user
+from tests.scratch import make_home, scratch_user
 
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[pwd.struct_passwd]:
-    with scratch_user(tmp_path) as entry:
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pwd.struct_passwd]:
+    with scratch_user(tmp_path_factory.mktemp("homes")) as entry:
         yield entry
+
+
+@pytest.fixture
+def user(account: pwd.struct_passwd) -> pwd.struct_passwd:
+    """A user with an empty home in an otherwise empty directory."""
+    home = Path(account.pw_dir)
+    shutil.rmtree(home.parent)
+    home.parent.mkdir()
+    make_home(account)
+    return account
 
 
 @pytest.fixture
@@ -180,9 +191,9 @@ def test_changes_at_the_same_time_do_not_lose_each_other(user: pwd.struct_passwd
 
 
 @pytest.fixture
-def secret(tmp_path: Path) -> Path:
-    """A file that only root may read, in a directory with a key file of its own."""
-    directory = tmp_path / "secrets"
+def secret(home: Path) -> Path:
+    """A file that only root may read, in a directory that is not the user's."""
+    directory = home.parent / "secrets"
     directory.mkdir(mode=0o700)
     (directory / "authorized_keys").write_bytes(b"root's key\n")
     (directory / "authorized_keys").chmod(0o600)
@@ -211,10 +222,10 @@ def test_directory_that_is_a_link_is_refused(user: pwd.struct_passwd, home: Path
         assert refusal(ssh.read_keys, user) == text
 
 
-def test_dangling_link_for_a_directory_makes_nothing(user: pwd.struct_passwd, home: Path, tmp_path: Path) -> None:
-    (home / ".ssh").symlink_to(tmp_path / "made")
+def test_dangling_link_for_a_directory_makes_nothing(user: pwd.struct_passwd, home: Path) -> None:
+    (home / ".ssh").symlink_to(home.parent / "made")
     assert refusal(ssh.add_keys, user, [b"a"], True).endswith("not followed, or no directory")
-    assert not (tmp_path / "made").exists()
+    assert not (home.parent / "made").exists()
 
 
 def test_directory_of_another_user_is_refused(user: pwd.struct_passwd, keys: Path) -> None:
@@ -249,11 +260,11 @@ def test_link_to_a_file_of_anothers_is_not_followed(user: pwd.struct_passwd, key
     assert keys.read_bytes() == b"a\n"
 
 
-def test_dangling_link_counts_as_no_file(user: pwd.struct_passwd, keys: Path, tmp_path: Path) -> None:
-    keys.symlink_to(tmp_path / "made")
+def test_dangling_link_counts_as_no_file(user: pwd.struct_passwd, keys: Path, home: Path) -> None:
+    keys.symlink_to(home.parent / "made")
     ssh.remove_keys(user, [b"a"])
     ssh.add_keys(user, [b"a"], reset=False)
-    assert not (tmp_path / "made").exists()
+    assert not (home.parent / "made").exists()
     assert state(keys)[0] == "-rw-------"
 
 
@@ -333,33 +344,35 @@ def test_home_of_roots_is_used(user: pwd.struct_passwd, home: Path) -> None:
 
 
 ATTACK = """
-import os, sys
+import itertools, os, sys, time
+
 uid, gid, home, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 os.chdir(home)
 os.setgroups([]), os.setgid(gid), os.setuid(uid)
 os.close(1)
-def swap(*moves):
-    for old, new in moves:
-        try:
-            os.rename(old, new)
-        except OSError:
-            pass
-while True:
+
+def attempt(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError:
+        pass
+
+for number in itertools.count():
     if mode == "directory":
-        swap((".ssh", "aside"), ("link", ".ssh"))
-        swap((".ssh", "link"), ("aside", ".ssh"))
+        attempt(os.rename, ".ssh", f"old{number}")
+        attempt(os.symlink, "../secrets", ".ssh")
+        time.sleep(number % 50 * 1e-5)
+        attempt(os.unlink, ".ssh")
+        time.sleep(number % 50 * 1e-5)
     elif mode == "file":
-        os.path.lexists("link") or os.symlink("../../secrets/authorized_keys", "link")
-        swap(("link", ".ssh/authorized_keys"))
-        swap(("hard", ".ssh/authorized_keys"), (".ssh/authorized_keys", "hard"))
+        attempt(os.symlink, "../../secrets/authorized_keys", "link")
+        attempt(os.rename, "link", ".ssh/authorized_keys")
+        attempt(os.rename, "hard", ".ssh/authorized_keys")
+        attempt(os.rename, ".ssh/authorized_keys", "hard")
     else:
-        swap((".ssh", "away"), ("roots", ".ssh"))
-        swap((".ssh", "roots"))
-        for name in ("away/authorized_keys", "away"):
-            try:
-                (os.rmdir if name == "away" else os.unlink)(name)
-            except OSError:
-                pass
+        attempt(os.rename, ".ssh", f"old{number}")
+        attempt(os.rename, "roots", ".ssh")
+        attempt(os.rename, ".ssh", "roots")
 """
 
 
@@ -379,36 +392,36 @@ def attacker(user: pwd.struct_passwd, mode: str) -> Iterator[None]:
         process.stdout.close()
 
 
-def attempts(user: pwd.struct_passwd, count: int) -> int:
-    """How many of `count` additions met something that was refused."""
-    refused = 0
-    for number in range(count):
+def race(user: pwd.struct_passwd) -> None:
+    """Add keys until this has often worked and often met something that was refused."""
+    outcomes = {True: 0, False: 0}
+    for number in range(2000):
         try:
             ssh.add_keys(user, [b"key %d" % (number % 10)], reset=False)
+            outcomes[True] += 1
         except CommandError:
-            refused += 1
-    return refused
+            outcomes[False] += 1
+        if min(outcomes.values()) >= 20:
+            return
+    raise AssertionError(f"the race was not on: {outcomes}")
 
 
-def test_exchanging_the_directory_for_a_link_leads_nowhere(user: pwd.struct_passwd, keys: Path, secret: Path) -> None:
-    (keys.parent.parent / "link").symlink_to(secret.parent)
-    os.chown(keys.parent.parent / "link", user.pw_uid, user.pw_gid, follow_symlinks=False)
+def test_exchanging_the_directory_for_a_link_leads_nowhere(user: pwd.struct_passwd, secret: Path) -> None:
     with untouched(secret), attacker(user, "directory"):
-        refused = attempts(user, 400)
-    assert 0 < refused < 400, "the race was not on"
+        race(user)
 
 
-def test_exchanging_the_file_for_a_link_gives_nothing_away(user: pwd.struct_passwd, keys: Path, secret: Path) -> None:
+def test_exchanging_the_file_for_a_link_gives_nothing_away(
+    user: pwd.struct_passwd, keys: Path, home: Path, secret: Path
+) -> None:
     owned(keys, b"mine\n", user)
-    os.link(secret, keys.parent.parent / "hard")
-    inode = secret.lstat().st_ino
-    content, owner = secret.read_bytes(), state(secret)
+    os.link(secret, home / "hard")
     with attacker(user, "file"):
-        refused = attempts(user, 400)
-    assert 0 < refused < 400, "the race was not on"
-    assert (secret.read_bytes(), state(secret), secret.lstat().st_ino) == (content, owner, inode)
-    for path in [*keys.parent.parent.iterdir(), *keys.parent.iterdir()]:
-        if path.is_file() and path.stat().st_ino != inode:
+        race(user)
+    assert secret.read_bytes() == b"root's key\n"
+    assert state(secret) == ("-rw-------", 0, 0)
+    for path in [*home.iterdir(), *keys.parent.iterdir()]:
+        if path.is_file() and not path.samefile(secret):
             assert b"root's key" not in path.read_bytes(), path
 
 
@@ -417,8 +430,10 @@ def test_directory_of_roots_put_in_place_of_a_new_one_is_not_given_away(user: pw
     roots.mkdir(mode=0o700)
     (roots / "private").write_bytes(b"x")
     inode = roots.stat().st_ino
-    with attacker(user, "fresh"):
-        attempts(user, 400)
+    with attacker(user, "new"):
+        for _ in range(150):
+            with suppress(CommandError):
+                ssh.add_keys(user, [b"a"], reset=True)
     place = next(path for path in home.iterdir() if path.stat().st_ino == inode)
     assert state(place) == ("drwx------", 0, 0)
     assert state(place / "private")[1:] == (0, 0)

@@ -103,7 +103,18 @@ class Hypervisor:
 
     def virsh(self, *arguments: str, timeout: float = 60, stdin: str | None = None) -> str:
         """What `virsh ARGUMENTS` prints; VirshError if it fails."""
-        done = subprocess.run(
+        try:
+            done = self._run_virsh(arguments, timeout, stdin)
+        except subprocess.TimeoutExpired as exc:
+            raise VirshError(f"virsh {' '.join(arguments)} did not end in {timeout:g} s") from exc
+        if done.returncode:
+            raise VirshError(done.stderr.strip())
+        return done.stdout.strip()
+
+    def _run_virsh(
+        self, arguments: tuple[str, ...], timeout: float, stdin: str | None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             ["virsh", "--connect", self.uri, "--quiet", *arguments],
             input=stdin,
             capture_output=True,
@@ -112,9 +123,6 @@ class Hypervisor:
             check=False,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
-        if done.returncode:
-            raise VirshError(done.stderr.strip())
-        return done.stdout.strip()
 
     def binding(self, domain: str, script: str) -> Any:
         """Run Python lines with `domain` (a libvirt.virDomain) and `libvirt`: what they leave in `result`.

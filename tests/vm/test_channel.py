@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 import time
 
@@ -105,15 +106,14 @@ print(sock.makefile().readline())
 
 def test_vsock_channel(raw_guest: Guest) -> None:
     """The guest's kernel stands in for the host: its loopback transport has CID 1."""
-    options = "--method=vsock-listen --path=4294967295:4242 --statedir=/run/vsock"
-    raw_guest.sh("modprobe vsock_loopback")
-    raw_guest.sh(f"mkdir -p /run/vsock && systemd-run --quiet --collect --unit=vsock {raw_guest.program} {options}")
+    settings = "[general]\nmethod=vsock-listen\npath=4294967295:4242\nstatedir=/run/vsock\nvsock-peers=1\n"
+    raw_guest.sh("modprobe vsock_loopback; mkdir -p /run/vsock; cat >/run/vsock/conf", stdin=settings)
+    unit = "--unit=vsock --setenv=QGA_CONF=/run/vsock/conf"
+    raw_guest.sh(f"systemd-run --quiet --collect {unit} {raw_guest.program}")
     try:
         wait_for(lambda: ":4242" in raw_guest.sh("ss --vsock --listening --numeric"), "the agent to listen", 30, 0.5)
-        assert raw_guest.sh("python3 -", stdin=VSOCK_CLIENT).strip() in (
-            '{"return":{"host-name":"guest"}}',
-            '{"return": {"host-name": "guest"}}',
-        )
+        reply = raw_guest.sh("python3 -", stdin=VSOCK_CLIENT)
+        assert json.loads(reply) == {"return": {"host-name": "guest"}}
     finally:
         raw_guest.sh("systemctl stop vsock")
 

@@ -13,9 +13,11 @@ from . import (
     memory,
     network,
     power,
+    ssh,
     stats,
     system,
     time,
+    users,
 )
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "memory",
     "network",
     "power",
+    "ssh",
     "stats",
     "system",
     "time",
+    "users",
 ]

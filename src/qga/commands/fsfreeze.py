@@ -44,7 +44,10 @@ async def guest_fsfreeze_freeze(agent: Agent) -> int:
 
 @command(deadline=None)
 async def guest_fsfreeze_freeze_list(agent: Agent, mountpoints: list[str] | None = None) -> int:
-    """Like guest-fsfreeze-freeze, but only the file systems at these mount points; unknown ones are ignored."""
+    """Like guest-fsfreeze-freeze, but only the file systems at these mount points.
+
+    Unknown mount points are ignored; an empty list freezes nothing.
+    """
     account("guest-fsfreeze called")
     wanted = None if mountpoints is None else [wire_bytes(path) for path in mountpoints]
     return await agent.freezing.freeze("guest-fsfreeze-freeze-list", wanted)

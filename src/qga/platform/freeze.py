@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Freezing, thawing and trimming of mounted file systems, and the file that marks a freeze.
 
-Sources: ioctl_fifreeze(2), ioctl_fitrim(2). The numbers are those of the generic ioctl encoding, which every
-architecture but Alpha, MIPS, PowerPC and SPARC uses.
+Source: Linux, include/uapi/linux/fs.h and fs/ioctl.c; fsfreeze(8), fstrim(8).
 """
 
 import errno
@@ -11,7 +10,6 @@ import os
 import struct
 import threading
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from .mounts import Mount
@@ -20,9 +18,10 @@ from .proc import calling
 MARKER: Final = "qga.state.isfrozen"
 """File in the state directory that exists while file systems are frozen, for an agent that is started then."""
 
-FIFREEZE = 0xC0045877
-FITHAW = 0xC0045878
-FITRIM = 0xC0185879
+FIFREEZE: Final = 0xC0045877
+FITHAW: Final = 0xC0045878
+FITRIM: Final = 0xC0185879
+"""Both directions, which all architectures encode alike."""
 
 _RANGE = struct.Struct("=QQQ")
 _WHOLE = (1 << 64) - 1
@@ -51,16 +50,17 @@ def unmark(state_dir: str) -> None:
 
 
 class Frozen:
-    """The file systems that this process froze. Their descriptors are kept, so that a mount on top hides none of them.
+    """The file systems that one call of `freeze` froze.
 
-    `stop` may be called while `freeze` runs on another thread; everything else is for one thread at a time.
+    A descriptor of each is kept, so that it can be thawed though it was detached or something was mounted over it.
+    While frozen it cannot be unmounted. One thread at a time may freeze or thaw; `stop` is for any other one.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, int] = {}
+        self._held: list[int] = []
         self._lock = threading.Lock()
         self.stopped = False
-        """`stop` was called since the last `freeze` began."""
+        """`stop` was called; nothing more will be frozen."""
 
     def freeze(self, mounts: Sequence[Mount], wanted: Collection[bytes] | None) -> int:
         """Freeze `mounts`, or those of them at the `wanted` places, the last one first; returns how many are frozen.
@@ -68,32 +68,32 @@ class Frozen:
         What cannot be frozen, or is frozen already, is passed over; any other failure is a CallError that leaves the
         rest to `thaw`.
         """
-        self.stopped = False
         for mount in reversed(mounts):
-            if wanted is None or mount.mountpoint in wanted:
-                self._freeze_one(mount)
             if self.stopped:
                 break
+            if wanted is None or mount.mountpoint in wanted:
+                self._freeze_one(mount)
         return len(self._held)
 
     def stop(self) -> None:
         """Thaw what is frozen so far and have `freeze` go no further, even if it waits in the kernel for a writer."""
         with self._lock:
             self.stopped = True
-            for fd in self._held.values():
+            for fd in reversed(self._held):
                 thaw(fd)
 
     def thaw(self, mounts: Sequence[Mount]) -> int:
-        """Thaw `mounts`, the first one first, and whatever else is held; returns how many were frozen by anybody."""
+        """Thaw what is held, then whatever else of `mounts` is frozen, both in mount order; returns how many were.
+
+        What is held comes first: to look up a path may take a file system that waits for one of these.
+        """
         count = 0
-        for mount in mounts:
-            held = self._held.pop(mount.number, None)
-            count += _thaw_mount(mount, held)
-        while self._held:
-            _, fd = self._held.popitem()
-            count += thaw(fd)
-            os.close(fd)
-        return count
+        with self._lock:
+            while self._held:
+                fd = self._held.pop()
+                count += thaw(fd)
+                os.close(fd)
+        return count + sum(_thaw_mount(mount) for mount in mounts)
 
     def _freeze_one(self, mount: Mount) -> None:
         where = mount.mountpoint.decode(errors="replace")
@@ -107,22 +107,20 @@ class Frozen:
             raise
         with self._lock:
             if frozen and not self.stopped:
-                self._held[mount.number] = fd
+                self._held.append(fd)
                 return
             if frozen:
                 thaw(fd)
         os.close(fd)
 
 
-def _thaw_mount(mount: Mount, held: int | None) -> bool:
-    thawed = False
-    if held is not None:
-        thawed = thaw(held)
-        os.close(held)
-    with suppress(OSError):
+def _thaw_mount(mount: Mount) -> bool:
+    try:
         fd = open_mount(mount.mountpoint)
-        thawed = thaw(fd) or thawed
-        os.close(fd)
+    except OSError:
+        return False
+    thawed = thaw(fd)
+    os.close(fd)
     return thawed
 
 
