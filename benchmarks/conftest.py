@@ -133,15 +133,23 @@ def serving(path: Path, argv: list[str]) -> Iterator[Server]:
     """Run a program that will listen at `path`; it is ended when the context is left."""
     process = subprocess.Popen(argv)
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists():
-            assert process.poll() is None, f"{argv} did not start"
-            assert time.monotonic() < deadline, f"{argv} does not listen"
-            time.sleep(0.002)
+        wait_for(process, path)
         yield Server(process.pid, path)
     finally:
         process.terminate()
         process.wait()
+
+
+def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Wait until a server takes connections."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return Client(path).close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            assert process.poll() is None, f"{process.args!r} did not start"
+            assert time.monotonic() < deadline, f"{process.args!r} does not listen"
+            time.sleep(0.002)
 
 
 @pytest.fixture(scope="session")

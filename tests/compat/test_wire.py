@@ -11,7 +11,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import pytest
 
 from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess, Client
 from tests.corpus import FRAGMENTS, NO_VALUES, PING, PLACES, STREAMS, VALUES, at_place, request, short
-from tests.oracle import Oracle, OracleError
+from tests.oracle import TOKEN_BYTES_MAX, TOKEN_COUNT_MAX, Oracle, OracleError
 from tests.sides import plain
 
 Reply = dict[str, Any]
@@ -89,9 +89,10 @@ def exactly(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, list):
-        return f"[{','.join(map(exactly, value))}]"
+        return f"[{', '.join(map(exactly, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{name!r}:{exactly(value[name])}' for name in sorted(value))}}}"
+        members = [f"{name!r}: {exactly(value[name])}" for name in sorted(value)]
+        return "{" + ", ".join(members) + "}"
     return repr(value)
 
 
@@ -195,6 +196,25 @@ def test_same_replies_about_the_nesting_limit(pair: Pair, opening: bytes, depth:
     ours, theirs = (peer.lines(request(opening * depth + b"1" + closing * depth)) for peer in (pair.ours, pair.theirs))
     # json.loads would refuse the depth, so the texts are compared.
     assert [line.replace(b" ", b"") for line in ours] == [line.replace(b" ", b"") for line in theirs]
+
+
+LARGE: dict[str, Callable[[int, int], bytes]] = {
+    "one byte less than the limit": lambda size, count: b'["' + b"x" * (size - 5) + b'"]',
+    "bytes up to the limit": lambda size, count: b'["' + b"x" * (size - 4) + b'"]',
+    "an endless token": lambda size, count: b'"' + b"x" * size + b'rest"',
+    "as many tokens as the limit": lambda size, count: b"[1" + b",1" * (count // 2 - 2) + b" 1]",
+    "one token more": lambda size, count: b"[1" + b",1" * (count // 2 - 1) + b"]",
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE.keys())
+def test_same_replies_about_the_size_limits(pair: Pair, make: Callable[[int, int], bytes]) -> None:
+    stream = make(TOKEN_BYTES_MAX, TOKEN_COUNT_MAX)
+    ours, theirs = (peer.replies(stream) for peer in (pair.ours, pair.theirs))
+    assert ours == theirs
+    # The model is too slow for these sizes; smaller limits do not change what it says.
+    model = Oracle(token_bytes=1000, token_count=100).feed(make(1000, 100) + b"\n\xff{")
+    assert theirs == [expected(item) for item in model]
 
 
 def test_same_replies_to_many_ff(pair: Pair) -> None:

@@ -309,9 +309,10 @@ def test_client_that_leaves_after_the_freeze_changes_nothing(world: World, start
     agent = start()
     with agent.connect() as client:
         client.send(b'{"execute":"guest-fsfreeze-freeze"}')  # does not even wait for the reply
-    wait_until(lambda: is_frozen(world.path("/mnt/a")))
     with agent.connect() as client:
         wait_until(lambda: client.ok("guest-fsfreeze-status") == "frozen")
+        time.sleep(0.2)
+        assert is_frozen(world.path("/mnt/a"))
         assert client.ok("guest-fsfreeze-thaw") == 1
 
 

@@ -19,7 +19,8 @@ WANTED = (os.environ.get("QGA_VM_AGENTS") or ",".join(KINDS)).split(",")
 """The agents that run; the reference comes first, since the other is compared to it."""
 
 MODULES = tuple(
-    f"test_{name}" for name in ("queries", "changes", "freeze", "lifecycle", "channel", "performance", "power")
+    f"test_{name}"
+    for name in ("queries", "changes", "freeze", "lifecycle", "service", "channel", "performance", "power")
 )
 """In this order: what changes least comes first, what ends the guest comes last."""
 

@@ -48,7 +48,7 @@ DOMAIN = """
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initramfs}</initrd>
-    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node systemd.show_status=0</cmdline>
+    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node quiet systemd.show_status=0</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='custom' match='exact' check='none'>
@@ -238,10 +238,10 @@ class Guest:
         """Plug a device in."""
         self._device("attach-device", xml)
 
-    def detach_agent_channel(self) -> None:
-        """Unplug the port of libvirt's agent channel."""
+    def detach_channel(self, port: str) -> None:
+        """Unplug the virtio port with that name."""
         for channel in ElementTree.fromstring(self.virsh("dumpxml")).iterfind("devices/channel"):
-            if channel.find(f"target[@name='{PORT}']") is not None:
+            if channel.find(f"target[@name='{port}']") is not None:
                 self._device("detach-device", ElementTree.tostring(channel, encoding="unicode"))
 
     def _device(self, verb: str, xml: str) -> None:

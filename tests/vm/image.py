@@ -173,10 +173,10 @@ def _root(kind: str, base: Path, wheels: Path | None) -> Path:
 
 
 INSTALL = {
-    "qemu-ga": "dpkg --install /var/debs/qemu-guest-agent_*.deb; rm -r /var/debs",
+    "qemu-ga": "dpkg --install /var/debs/qemu-guest-agent_*.deb",
     # README.md tells administrators these lines, save for the place that the wheels come from.
     "qga": "python3 -m venv /opt/qga; /opt/qga/bin/pip install --quiet --no-index --find-links /mnt/wheels qga;"
-    " /opt/qga/bin/qga --service install; rm -r /var/debs",
+    " /opt/qga/bin/qga --service install",
 }
 
 

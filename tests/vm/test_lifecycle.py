@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from .guest import AGENT_CHANNEL, Guest
+from .guest import AGENT_CHANNEL, PORT, Guest
 from .hypervisor import VirshError, wait_for
 
 
@@ -30,7 +32,7 @@ def test_restarted_service_answers(guest: Guest) -> None:
 
 
 def test_port_unplugged_and_plugged_again(guest: Guest) -> None:
-    guest.detach_agent_channel()
+    guest.detach_channel(PORT)
     wait_for(lambda: guest.run("test -e /dev/virtio-ports/org.qemu.guest_agent.0").status, "the port to go")
     with pytest.raises(VirshError):
         guest.call("guest-ping")
@@ -38,6 +40,24 @@ def test_port_unplugged_and_plugged_again(guest: Guest) -> None:
     guest.attach(AGENT_CHANNEL)
     guest.wait_for_agent()
     assert guest.main_pid() > 0
+
+
+def test_agent_started_before_its_port_exists_finds_it(guest: Guest) -> None:
+    channel = f"""
+    <channel type='unix'>
+      <source mode='bind' path='{guest.directory}/early.sock'/><target type='virtio' name='test.early.0'/>
+    </channel>"""
+    options = "--path=/dev/virtio-ports/test.early.0 --statedir=/run/early --retry-path"
+    guest.sh(f"mkdir -p /run/early; systemd-run --quiet --collect --unit=early {guest.program} {options}")
+    try:
+        time.sleep(2)
+        assert guest.sh("systemctl is-active early") == "active"
+        guest.attach(channel)
+        with guest.connect(guest.directory / "early.sock") as client:
+            assert client.call("guest-get-host-name") == {"host-name": "guest"}
+    finally:
+        guest.sh("systemctl stop early")
+        guest.detach_channel("test.early.0")
 
 
 def test_no_unit_has_failed(guest: Guest) -> None:
