@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 enum {
-    BLOCK = 128 << 10,      /* stays in the L2 cache */
-    SEND_BUFFER = 1 << 20,  /* as the agents may ask for: fewer changes of process per byte */
+    BLOCK = 128 << 10,      /* what qga writes at once, too */
+    SEND_BUFFER = 1 << 20,  /* what qga asks for, too */
 };
 
 static void send_all(int client, const char *data, size_t size)

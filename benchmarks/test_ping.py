@@ -34,7 +34,7 @@ def beside_work(client: Client, count: int) -> Samples:
 @pytest.mark.case(Case.PING)
 def test_ping(contest: Contest, agents: dict[str, AgentProcess], bare_ping: Server, connect: Connect) -> None:
     """On one core, since otherwise it is the waking of a second one that is measured."""
-    servers = {**agents, FLOOR: bare_ping}
+    servers: dict[str, AgentProcess | Server] = {**agents, FLOOR: bare_ping}
     count = 50 if contest.quick else 2000
     turns = {name: Turn(partial(micro, connect(server), count)) for name, server in servers.items()}
     with on_one_core(*(server.pid for server in servers.values())):

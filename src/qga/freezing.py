@@ -8,7 +8,7 @@ logged meanwhile, the only commands are those that write nothing, and the thread
 import asyncio
 import encodings.utf_16_be  # noqa: F401 - replies need it at their first character beyond ASCII, maybe while frozen
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 from . import logs
@@ -64,10 +64,10 @@ class FreezeState:
             try:
                 count = await self._freeze(command, wanted)
             except CommandError:
-                await self._undo()
+                await _quietly(self._thaw())
                 raise
-            if count == 0:
-                await self._undo()
+            if count == 0:  # nothing to thaw but what others have frozen
+                await _quietly(self._leave())
             return count
 
     async def _freeze(self, command: str, wanted: Collection[bytes] | None) -> int:
@@ -110,11 +110,7 @@ class FreezeState:
 
     async def _thaw(self) -> int:
         count = await self._workers.run(self._thaw_all)
-        if self.frozen:
-            self.frozen = False
-            self._stop_watchdog()
-            await self._workers.run(self._leave)
-        await self._run_hook("thaw")
+        await self._leave()
         return count
 
     def _thaw_all(self) -> int:
@@ -125,7 +121,14 @@ class FreezeState:
             mounts = []
         return self._filesystems.thaw(mounts)
 
-    def _leave(self) -> None:
+    async def _leave(self) -> None:
+        if self.frozen:
+            self.frozen = False
+            self._stop_watchdog()
+            await self._workers.run(self._unmark)
+        await self._run_hook("thaw")
+
+    def _unmark(self) -> None:
         try:
             freeze.unmark(self._config.statedir)
         except OSError as exc:
@@ -133,12 +136,6 @@ class FreezeState:
         logs.resume()
         while self.at_thaw:
             self.at_thaw.pop()()
-
-    async def _undo(self) -> None:
-        try:
-            await self._thaw()
-        except CommandError as exc:
-            logger.error("%s", exc)
 
     async def _run_hook(self, argument: str) -> None:
         if self._config.fsfreeze_hook is not None:
@@ -168,7 +165,7 @@ class FreezeState:
         async with self._turn:
             # Meanwhile a client may have thawed, and even frozen again.
             if self.frozen and self._watchdog is watchdog:
-                await self._undo()
+                await _quietly(self._thaw())
             elif not stopped:
                 return
         logger.error("file systems were thawed without a request: the freeze %s", reason)
@@ -183,3 +180,11 @@ class FreezeState:
             await self._give_up("ended with the agent")
         async with self._turn:
             pass
+
+
+async def _quietly(step: Awaitable[object]) -> None:
+    """Await a step whose failure is no answer to what the client asked; it is logged."""
+    try:
+        await step
+    except CommandError as exc:
+        logger.error("%s", exc)

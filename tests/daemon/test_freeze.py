@@ -167,6 +167,15 @@ def test_filesystem_frozen_by_others_is_skipped_and_thawed_with_the_rest(world: 
         assert not is_frozen(world.path("/mnt/a"))
 
 
+def test_freeze_of_only_what_others_froze_leaves_that_alone(world: World, start: Start) -> None:
+    world.add("ext4", "/mnt/a")
+    world.run("fsfreeze", "--freeze", "/mnt/a")
+    with start().connect() as client:
+        assert client.ok("guest-fsfreeze-freeze") == 0
+        assert client.ok("guest-fsfreeze-status") == "thawed"
+        assert is_frozen(world.path("/mnt/a"))
+
+
 def test_thaw_without_a_freeze_thaws_what_others_froze(world: World, start: Start) -> None:
     world.add("ext4", "/mnt/a")
     world.run("fsfreeze", "--freeze", "/mnt/a")

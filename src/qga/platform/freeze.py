@@ -23,8 +23,8 @@ FITHAW: Final = 0xC0045878
 FITRIM: Final = 0xC0185879
 """Both directions, which all architectures encode alike."""
 
-_RANGE = struct.Struct("=QQQ")
-_WHOLE = (1 << 64) - 1
+_RANGE: Final = struct.Struct("=qqq")
+"""struct fstrim_range: start, length, least extent; -1 as length is the whole file system."""
 
 
 class Trimmed(NamedTuple):
@@ -153,6 +153,6 @@ def thaw(fd: int) -> bool:
 
 def trim(fd: int, minimum: int) -> Trimmed:
     """Discard unused extents of at least `minimum` bytes; OSError."""
-    answer = fcntl.ioctl(fd, FITRIM, _RANGE.pack(0, _WHOLE, minimum & _WHOLE))
+    answer = fcntl.ioctl(fd, FITRIM, _RANGE.pack(0, -1, minimum))
     _, size, least = _RANGE.unpack(answer)
     return Trimmed(size, least)
