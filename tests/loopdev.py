@@ -82,7 +82,7 @@ def make_image(image: Path, kind: str) -> None:
 
 
 def is_frozen(path: Path | str | int) -> bool:
-    """Whether the file system at a path, or of a descriptor, is frozen; not while somebody may be about to freeze it."""
+    """Whether the file system at a path, or of a descriptor, is frozen. Not to be asked while somebody freezes it."""
     fd = path if isinstance(path, int) else os.open(path, os.O_RDONLY)
     try:
         fcntl.ioctl(fd, FIFREEZE, 0)

@@ -134,10 +134,10 @@ def test_environments(sides: Sides, env: list[str]) -> None:
 )
 def test_executable_files_that_are_no_programs(sides: Sides, content: bytes) -> None:
     def scenario(side: Side) -> None:
-        path = executable(side, "script", content)
+        path = executable(side, "qga-script", content)
         side.run(str(path), "a", "b c", "", capture_output=True)
-        side.run("script", "a", env=[f"PATH={side.directory}:/bin"], capture_output=True)
-        side.run("script", "a", env=[f"PATH=/nonexistent:{side.directory}"], capture_output=True)
+        side.run("qga-script", "a", env=[f"PATH={side.directory}:/bin"], capture_output=True)
+        side.run("qga-script", "a", env=[f"PATH=/nonexistent:{side.directory}"], capture_output=True)
 
     sides.compare(scenario)
 

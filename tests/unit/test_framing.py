@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qga._framing import Framer, ParseError, Span
@@ -117,13 +117,13 @@ DAMAGED = st.builds(broken, st.lists(st.sampled_from(FRAGMENTS), max_size=10).ma
 
 
 @given(stream=DAMAGED, cuts=CUTS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_streams_give_what_the_model_gives(stream: bytes, cuts: list[int]) -> None:
     assert_same(framed(pieces(stream, cuts)), modelled(stream))
 
 
 @given(stream=st.binary(max_size=200), cuts=CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_noise_gives_what_the_model_gives(stream: bytes, cuts: list[int]) -> None:
     assert_same(framed(pieces(stream, cuts)), modelled(stream))
 
@@ -142,7 +142,7 @@ JSON = st.recursive(
 
 
 @given(value=JSON, ascii_only=st.booleans(), indent=st.none() | st.just(1), cuts=CUTS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_json_value_arrives_unchanged(value: Any, ascii_only: bool, indent: int | None, cuts: list[int]) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode() + b"\n"
     assert_same(framed(pieces(text, cuts)), [value])
@@ -195,6 +195,13 @@ def test_error_quotes_a_long_stray_token_in_part() -> None:
 def test_error_quotes_a_long_stray_token_of_bad_utf8_in_part() -> None:
     stream = b"'" + b"\xe2\x82\xac\x80" * 5000 + b"\0"
     assert_same(framed([stream]), modelled(stream))
+
+
+@pytest.mark.parametrize("chunk", [999, 4096, 30_000])
+def test_error_quotes_its_token_alone_after_a_flood_of_blanks(chunk: int) -> None:
+    for content in (100, 3_000, 20_000, 60_000):
+        stream = b'["a",' + b" " * 150_000 + b'"' + text_of(content) + b"\n"
+        assert_same(framed(pieces(stream, range(chunk, len(stream), chunk))), modelled(stream))
 
 
 # --- limits (their exact place was taken from qemu-ga)

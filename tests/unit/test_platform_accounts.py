@@ -116,6 +116,11 @@ def test_without_utmp_sessions_of_logind_count(logins: LoginFiles) -> None:
     assert logins.list() == [Login("ann", 1700000100.5), Login("zoe", 1700000200.0)]
 
 
+def test_name_that_logind_quotes(logins: LoginFiles) -> None:
+    logins.session("1", USER='"DOMAIN\\\\ann"')
+    assert logins.list() == [Login("DOMAIN\\ann", 1700000000.0)]
+
+
 def test_sessions_without_somebody_logged_in_do_not_count(logins: LoginFiles) -> None:
     logins.session("1", CLASS="greeter", USER="gdm")
     logins.session("2", CLASS="manager", USER="eve")

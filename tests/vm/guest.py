@@ -38,6 +38,12 @@ DIMM = """
 </memory>
 """
 
+CMDLINE = (
+    "console=ttyS0 root=/dev/vda net.ifnames=0 quiet systemd.show_status=0"
+    " mitigations=off"  # under emulation they only cost time
+    " movable_node"  # a plugged DIMM can be taken offline again
+)
+
 DOMAIN = """
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
@@ -48,7 +54,7 @@ DOMAIN = """
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{kernel}</kernel>
     <initrd>{initramfs}</initrd>
-    <cmdline>console=ttyS0 root=/dev/vda net.ifnames=0 mitigations=off movable_node quiet systemd.show_status=0</cmdline>
+    <cmdline>{cmdline}</cmdline>
   </os>
   <features><acpi/><apic/></features>
   <cpu mode='custom' match='exact' check='none'>
@@ -169,6 +175,7 @@ class Guest:
             options = _port("raw", 3, self.raw_path, PORT) + _port("floor", 4, self.floor_path, "test.floor.0")
         return DOMAIN.format(
             name=self.name,
+            cmdline=CMDLINE,
             kernel=self._image.kernel,
             initramfs=self._image.initramfs,
             directory=self.directory,

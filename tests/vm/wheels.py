@@ -19,7 +19,7 @@ GUEST_PYTHON = (3, 11)
 
 
 def build() -> Path:
-    """A directory with the wheels, made again when the sources have changed."""
+    """A directory with the wheels, made again when the sources have changed. The caller holds the cache's lock."""
     assert sys.version_info[:2] == GUEST_PYTHON, "the guest has Python 3.11: run this with PYTHON=python3.11"
     directory = CACHE / f"wheels-{_sources_digest()}"
     if not directory.exists():

@@ -24,7 +24,7 @@ def guest_get_users(agent: Agent) -> list[User]:
     return [{"user": login.user, "login-time": login.time} for login in logins]
 
 
-@command(deadline=None)
+@command()
 def guest_set_user_password(agent: Agent, username: str, password: Payload, crypted: bool) -> None:
     """Set a user's password, sent as base64; `crypted` if it is a hash already. A NUL byte ends it."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
+from .osinfo import unquote
 from .proc import calling, read_or_none
 from .run import run
 
@@ -89,11 +90,12 @@ def _login_of(session: dict[bytes, bytes]) -> Login | None:
     micros = session.get(b"REALTIME", b"")
     if session.get(b"CLASS") not in _PEOPLE or session.get(b"STATE") == b"closing" or not micros.isdigit():
         return None
-    return Login(session.get(b"USER", b"").decode(errors="replace"), int(micros) / 1e6)
+    # logind quotes as os-release does: DOMAIN\user is written "DOMAIN\\user".
+    return Login(unquote(session.get(b"USER", b"").decode(errors="replace")), int(micros) / 1e6)
 
 
 def _read_session(path: str) -> dict[bytes, bytes]:
     with calling(f'open("{path}")'):
         text = read_or_none(path) or b""  # None: logged out meanwhile
-    pairs = (line.partition(b"=") for line in text.splitlines())
+    pairs = (line.partition(b"=") for line in text.split(b"\n"))
     return {key: value for key, _, value in pairs}

@@ -3,6 +3,8 @@
 
 import os
 
+from .. import keyfile
+
 PATHS = ("/etc/os-release", "/usr/lib/os-release")
 _ESCAPED = "$'\"\\`"
 
@@ -13,7 +15,7 @@ def os_release(environ: "os._Environ[str] | dict[str, str]" = os.environ, root: 
     The environment variable QGA_OS_RELEASE names another file, for which there is no substitute.
     """
     named = environ.get("QGA_OS_RELEASE")
-    for path in (named,) if named else [root + path for path in PATHS]:
+    for path in [root + path for path in PATHS] if named is None else [named]:
         try:
             return parse(_read(path))
         except (OSError, ValueError):
@@ -22,20 +24,17 @@ def os_release(environ: "os._Environ[str] | dict[str, str]" = os.environ, root: 
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """Assignments by name; ValueError for text that is not UTF-8 or a line that is neither assignment nor comment."""
-    values = {}
-    for line in data.decode().splitlines():
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        name, equals, value = stripped.partition("=")
-        if not equals or not name:
-            raise ValueError(f"not an assignment: {line!r}")
-        values[name.rstrip()] = _unquote(value.lstrip())
-    return values
+    """Assignments by name; ValueError for text that is not UTF-8 or a line that is neither assignment nor comment.
+
+    The C agent reads the file as the first group of a key file, up to the first NUL.
+    """
+    data.decode()
+    entries = keyfile.parse(b"[os-release]\n" + data.partition(b"\0")[0])["os-release"]
+    return {name: unquote(entry.raw.decode()) for name, entry in entries.items()}
 
 
-def _unquote(text: str) -> str:
+def unquote(text: str) -> str:
+    """The value of an assignment, without its quotes and escapes."""
     if text.startswith("'"):
         return text[1:].partition("'")[0]
     if not text.startswith('"'):

@@ -37,34 +37,31 @@ def run(argv: Sequence[str | bytes], action: str, stdin: bytes | None = None, ti
     Source: protocol reference, rules for external helpers.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    child = _start(argv, action, stdin)
-    assert child.stdout is not None
+    child = _start(argv, action, stdin is not None)
     try:
-        output = _read_all(child.stdout.fileno(), deadline)
+        output = _converse(child, stdin or b"", deadline)
         status = child.wait(_left(deadline))
     except subprocess.TimeoutExpired as exc:
         _kill(child)
         raise CommandError(f"child process has failed to {action}: timed out after {timeout:g} s") from exc
     finally:
-        child.stdout.close()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
     _judge(status, output.decode(errors="replace"), action)
 
 
-def _start(argv: Sequence[str | bytes], action: str, stdin: bytes | None) -> subprocess.Popen[bytes]:
-    source = subprocess.DEVNULL
+def _start(argv: Sequence[str | bytes], action: str, has_input: bool) -> subprocess.Popen[bytes]:
     try:
-        if stdin is not None:
-            source = _memory_file(stdin)
-        return _popen(argv, source)
+        # A pipe, not a file in memory: SELinux lets the domain of chpasswd read the agent's pipes only, and a
+        # descriptor that it takes away looks like empty input, with which chpasswd reports success.
+        return _popen(argv, subprocess.PIPE if has_input else subprocess.DEVNULL)
     except OSError as exc:
         if exc.filename is None:
             raise CommandError(f"failed to create child process: {strerror(exc)}") from exc
         # The C agent learns it from its child, which writes this line and exits.
         failure = f"failed to exec '{os.fsdecode(argv[0])}': {strerror(exc)}\n"
         raise CommandError(f"child process has failed to {action}: {failure}") from exc
-    finally:
-        if source != subprocess.DEVNULL:
-            os.close(source)
 
 
 def _popen(argv: Sequence[str | bytes], stdin: int) -> subprocess.Popen[bytes]:
@@ -78,29 +75,41 @@ def _popen(argv: Sequence[str | bytes], stdin: int) -> subprocess.Popen[bytes]:
         return _popen(["/bin/sh", *argv], stdin)  # a script without "#!", as execvp(3) takes it
 
 
-def _memory_file(data: bytes) -> int:
-    # Not a pipe: it cannot fill up, and a program that does not read it needs no care.
-    fd = os.memfd_create("qga-input", os.MFD_CLOEXEC)
-    with memoryview(data) as view:
-        written = 0
-        while written < len(view):
-            written += os.write(fd, view[written:])
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _read_all(pipe: int, deadline: float | None) -> bytes:
+def _converse(child: subprocess.Popen[bytes], data: bytes, deadline: float | None) -> bytes:
+    """Give the child its input as fast as it takes it, and return its output once that has ended."""
+    assert child.stdout is not None
     poll = select.poll()
-    poll.register(pipe, select.POLLIN)
+    poll.register(child.stdout, select.POLLIN)
+    if child.stdin is not None:
+        os.set_blocking(child.stdin.fileno(), False)
+        poll.register(child.stdin, select.POLLOUT)
     kept = b""
     while True:
         left = _left(deadline)
-        if not poll.poll(None if left is None else left * 1000):
+        ready = [fd for fd, _ in poll.poll(None if left is None else left * 1000)]
+        if not ready:
             raise subprocess.TimeoutExpired("", 0)
-        chunk = os.read(pipe, _BLOCK)
-        if not chunk:
-            return kept
-        kept += chunk[: OUTPUT_MAX - len(kept)]
+        if child.stdin is not None and child.stdin.fileno() in ready:
+            data = _give(child.stdin.fileno(), data)
+            if not data:
+                poll.unregister(child.stdin)
+                child.stdin.close()
+                child.stdin = None
+        if child.stdout.fileno() in ready:
+            chunk = os.read(child.stdout.fileno(), _BLOCK)
+            if not chunk:
+                return kept
+            kept += chunk[: OUTPUT_MAX - len(kept)]
+
+
+def _give(pipe: int, data: bytes) -> bytes:
+    """Write a block and return what is left; nothing is if the child does not read."""
+    try:
+        return data[os.write(pipe, data[:_BLOCK]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return b""
 
 
 def _left(deadline: float | None) -> float | None:
