@@ -93,7 +93,7 @@ class Oracle:
     def _stray(self) -> OracleError:
         self._forget_tokens()
         # The C agent formats it as a C string, which ends at a NUL.
-        shown = self.token[: self.quoted].partition(bytes(1))[0]
+        shown = bytes(self.token[: self.quoted]).partition(bytes(1))[0]
         return OracleError(f"JSON parse error, stray '{lossy_text(shown)}'")
 
     # The gatherer

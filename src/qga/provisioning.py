@@ -16,12 +16,16 @@ import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from .config import DEFAULT_CONFIG, DEFAULT_HOOK, DEFAULT_PATHS
+from .config import DEFAULT_CONFIG, DEFAULT_PATHS
 from .errors import strerror
 
 UNIT: Final = "qga.service"
 PORT: Final = DEFAULT_PATHS["virtio-serial"]
-HOOK_DIRECTORY: Final = DEFAULT_HOOK + ".d"
+HOOK: Final = "/etc/qemu/qga-fsfreeze-hook"
+"""Not qemu-ga's own name for it: distributions' packages ship that file, and take it away when they are removed."""
+
+HOOK_DIRECTORY: Final = "/etc/qemu/fsfreeze-hook.d"
+"""The same directory as with qemu-ga, so that its hooks go on to work."""
 
 NOT_ACTIVE: Final = 3
 NOT_INSTALLED: Final = 4
@@ -53,7 +57,7 @@ SUBSYSTEM=="virtio-ports", ATTR{{name}}=="{name}", TAG+="systemd", ENV{{SYSTEMD_
 CONFIG_TEXT: Final = """\
 # Settings of the guest agent; "qga --help" tells what there is, "qga --dump-conf" what is in effect.
 [general]
-# Runs the programs in {hook}.d around each freeze of the file systems.
+# Runs the programs in {directory} around each freeze of the file systems.
 fsfreeze-hook={hook}
 # Commands that the host may not use, by name, with commas in between.
 #block-rpcs=guest-exec,guest-set-user-password
@@ -224,8 +228,8 @@ def files(command: str) -> list[File]:
     return [
         File(f"/etc/systemd/system/{UNIT}", 0o644, stamp(unit)),
         File("/etc/udev/rules.d/60-qga.rules", 0o644, stamp(rule)),
-        File(DEFAULT_CONFIG, 0o644, stamp(CONFIG_TEXT.format(hook=DEFAULT_HOOK)), keep=True),
-        File(DEFAULT_HOOK, 0o755, stamp(HOOK_TEXT)),
+        File(DEFAULT_CONFIG, 0o644, stamp(CONFIG_TEXT.format(hook=HOOK, directory=HOOK_DIRECTORY)), keep=True),
+        File(HOOK, 0o755, stamp(HOOK_TEXT)),
     ]
 
 

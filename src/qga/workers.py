@@ -63,7 +63,7 @@ class WorkerPool:
 
     def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         self._unfinished -= 1
-        if self._threads - self._unfinished > KEPT and self._jobs.empty():
+        if self._threads - self._unfinished > KEPT:
             self._threads -= 1
             self._jobs.put(None)
         if future.done():

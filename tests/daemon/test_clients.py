@@ -359,7 +359,7 @@ def test_thousands_of_requests_leave_nothing_behind(agent: AgentProcess, own_cli
     before, open_before = agent.memory(), descriptors(agent.pid)
     round_of_requests(800)
     assert agent.memory() - before < MIB
-    eventually(lambda: len(descriptors(agent.pid)) == len(open_before))
+    eventually(lambda: len(descriptors(agent.pid)) <= len(open_before))
 
 
 def test_an_idle_agent_does_not_wake_up(agent: AgentProcess, own_client: Client) -> None:

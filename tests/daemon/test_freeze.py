@@ -512,10 +512,17 @@ def test_thaw_hook_runs_though_nothing_was_frozen(world: World, start: Start) ->
         assert client.ok("guest-fsfreeze-status") == "thawed"
 
 
-def test_hook_that_takes_long_keeps_nobody_else_waiting(world: World, start: Start) -> None:
+@pytest.fixture
+def gate(world: World) -> Iterator[Path]:
+    """A pipe that lets a hook wait for a line; at the end nobody waits any more."""
+    path = world.shared / "gate"
+    os.mkfifo(path)
+    yield path
+    os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+
+
+def test_hook_that_takes_long_keeps_nobody_else_waiting(world: World, start: Start, gate: Path) -> None:
     world.add("ext4", "/mnt/a")
-    gate = world.shared / "gate"
-    os.mkfifo(gate)
     option, record = make_hook(world, f'[ "$1" = thaw ] || read -r go <{gate}')
     agent = start(option)
     with agent.connect() as first, agent.connect() as second, agent.connect() as other:
@@ -533,10 +540,8 @@ def test_hook_that_takes_long_keeps_nobody_else_waiting(world: World, start: Sta
         assert other.ok("guest-fsfreeze-thaw") == 1
 
 
-def test_thaw_waits_for_the_freeze_under_way(world: World, start: Start) -> None:
+def test_thaw_waits_for_the_freeze_under_way(world: World, start: Start, gate: Path) -> None:
     world.add("ext4", "/mnt/a")
-    gate = world.shared / "gate"
-    os.mkfifo(gate)
     option, record = make_hook(world, f'[ "$1" = thaw ] || read -r go <{gate}')
     agent = start(option)
     with agent.connect() as first, agent.connect() as second:
@@ -551,16 +556,18 @@ def test_thaw_waits_for_the_freeze_under_way(world: World, start: Start) -> None
         assert not is_frozen(world.path("/mnt/a"))
 
 
-def test_agent_told_to_end_during_the_freeze_hook_leaves_nothing_frozen(world: World, start: Start) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 5.5])  # the second is more than other requests get to finish
+def test_agent_told_to_end_during_the_freeze_hook_leaves_nothing_frozen(
+    world: World, start: Start, gate: Path, seconds: float
+) -> None:
     world.add("ext4", "/mnt/a")
-    gate = world.shared / "gate"
-    os.mkfifo(gate)
     option, record = make_hook(world, f'[ "$1" = thaw ] || read -r go <{gate}')
     agent = start(option)
     with agent.connect() as client, asking(client, "guest-fsfreeze-freeze") as replies:
         wait_until(record.exists)
         agent.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not accepts_clients(agent))
+        time.sleep(seconds)
         gate.write_text("go\n")
     assert replies[0]["error"]["desc"] == "guest-fsfreeze-freeze refused: the agent is ending"
     assert agent.process.wait(10) == 0

@@ -204,6 +204,13 @@ def test_a_file_too_large_for_the_limit_is_an_error(tmp_path: Path) -> None:
         handle = client.ok("guest-file-open", path=str(tmp_path / "file"), mode="w")
         text = client.error("guest-file-write", handle=handle, buf_b64=b64(bytes(200_000)))
         assert text == "failed to write to file: File too large"
-        status = run(client, "/bin/sh", "-c", "head -c 300000 /dev/zero", capture_output=True)
-        assert status["exitcode"] == 0
+        client.ok("guest-file-close", handle=handle)
+
+
+def test_output_without_room_for_it_is_cut_and_the_program_goes_on(tmp_path: Path) -> None:
+    with AgentProcess(QGA, tmp_path) as agent, agent.connect() as client:
         client.ok("guest-ping")
+        resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+        status = run(client, "/bin/sh", "-c", "head -c 5000000 /dev/zero; echo $? >&2", capture_output=True)
+        assert (status["out-data"], status["out-truncated"]) == (bytes(100_000), True)
+        assert (status["err-data"], status["err-truncated"]) == (b"0\n", False)

@@ -132,7 +132,7 @@ def is_allowed(char: str) -> bool:
     return not 0xFDD0 <= ord(char) <= 0xFDEF and ord(char) & 0xFFFE != 0xFFFE
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)).filter(is_allowed))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]).filter(is_allowed))
 NUMBER = st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBER | TEXT,
@@ -502,7 +502,8 @@ def test_fill_raises_what_the_system_says() -> None:
 def test_fill_reads_a_request_that_is_larger_than_the_buffer(ends: tuple[socket.socket, socket.socket]) -> None:
     ours, peer = ends
     peer.setblocking(False)
-    framer, text, values = Framer(), text_of(3 * MIB), []
+    framer, text = Framer(), text_of(3 * MIB)
+    values: list[Any] = []
     rest = memoryview(b'{"a":"' + text + b'"}' + PING)
     while len(values) < 2:
         if rest:

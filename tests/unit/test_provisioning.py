@@ -18,7 +18,7 @@ from qga.provisioning import HOOK_DIRECTORY, command_line, device_unit, main
 UNIT = "etc/systemd/system/qga.service"
 RULE = "etc/udev/rules.d/60-qga.rules"
 CONFIG = "etc/qemu/qemu-ga.conf"
-HOOK = "etc/qemu/fsfreeze-hook"
+HOOK = "etc/qemu/qga-fsfreeze-hook"
 ALL = [UNIT, RULE, CONFIG, HOOK]
 
 
@@ -84,7 +84,7 @@ def test_installed_configuration_is_valid_and_names_the_hook(tmp_path: Path) -> 
     service("install", tmp_path)
     command = [sys.executable, "-m", "qga", "--config", str(tmp_path / CONFIG), "--dump-conf"]
     dumped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "fsfreeze-hook=/etc/qemu/fsfreeze-hook" in dumped.splitlines()
+    assert "fsfreeze-hook=/etc/qemu/qga-fsfreeze-hook" in dumped.splitlines()
 
 
 def test_second_install_changes_nothing(tmp_path: Path) -> None:

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .image import CACHE
+from .processes import CONTAINED, die_with_parent
 
 SCRATCH = Path(tempfile.gettempdir())
 PREFIX = "qga-vm-"
-PR_SET_PDEATHSIG = 1
 
 
 class VirshError(Exception):
@@ -48,10 +46,6 @@ def _remove_stale() -> None:
             continue
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Hypervisor:
     """libvirtd in namespaces of its own: it meets no other libvirtd, and all ends with this process."""
 
@@ -66,13 +60,13 @@ class Hypervisor:
         with (self.directory / "sandbox.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                    *CONTAINED,
                     *(sys.executable, str(Path(__file__).with_name("sandbox.py")), str(self.directory), str(cache)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         try:
             wait_for(self._answers, "libvirtd to answer")

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .processes import CONTAINED, die_with_parent
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).with_name("guest")
 CACHE = Path(os.environ.get("QGA_VM_CACHE") or REPOSITORY / ".cache" / "vm")
@@ -122,7 +124,7 @@ def _cached(path: Path, make: Callable[[Path, Path], None], prefix: str) -> Path
 
 
 def _run(*argv: str | Path, **kwargs: object) -> None:
-    subprocess.run([str(arg) for arg in argv], check=True, **kwargs)  # type: ignore[call-overload]
+    subprocess.run([str(arg) for arg in argv], check=True, preexec_fn=die_with_parent, **kwargs)  # type: ignore[call-overload]
 
 
 def _base() -> Path:
@@ -140,9 +142,8 @@ def _extract(tree: Path, member: str, path: Path) -> None:
 
 def _make_base(path: Path, scratch: Path) -> None:
     trimmed = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
-    # A namespace of its own ends whatever a killed build leaves running or mounted.
     _run(
-        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "mmdebstrap", "--mode=root", "--variant=minbase"),
+        *(*CONTAINED, "mmdebstrap", "--mode=root", "--variant=minbase"),
         *("--quiet", "--format=tar", f"--include={','.join(PACKAGES)}"),
         *(f"--dpkgopt={option}" for option in trimmed),
         f'--customize-hook={RECIPE}/customize "$1"',
@@ -162,7 +163,7 @@ def _root(kind: str, base: Path, wheels: Path | None) -> Path:
         if wheels is not None:
             shutil.copytree(wheels, tree / "mnt" / "wheels")
         _run(
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "chroot", tree, "/bin/sh", "-euc", install),
+            *(*CONTAINED, "chroot", tree, "/bin/sh", "-euc", install),
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"},
         )
         shutil.rmtree(tree / "mnt" / "wheels", ignore_errors=True)

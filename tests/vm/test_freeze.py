@@ -13,6 +13,7 @@ import pytest
 
 from .guest import Guest
 from .hypervisor import VirshError, wait_for
+from .processes import CONTAINED
 
 
 class Writer:
@@ -182,11 +183,9 @@ def _check_clean(raw: Path) -> None:
 def _read_mounted(raw: Path, path: str, tmp_path: Path) -> str:
     mounted = tmp_path / "mounted"
     mounted.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "ro,loop", raw, mounted], check=True)
-    try:
-        return (mounted / path).read_text()
-    finally:
-        subprocess.run(["umount", mounted], check=True)
+    script = 'mount -o ro,loop "$1" "$2" && cat "$2/$3"'
+    command = [*CONTAINED, "/bin/sh", "-c", script, "sh", raw, mounted, path]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_domfstrim_gives_space_back_to_the_host(guest: Guest) -> None:

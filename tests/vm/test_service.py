@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .guest import Guest
+from .guest import AGENT_CHANNEL, PORT, Guest
 from .hypervisor import wait_for
 
 UNIT_FILE = "/etc/systemd/system/qga.service"
@@ -43,28 +43,52 @@ def test_install_through_the_agent_itself_does_not_end_it(qga_guest: Guest) -> N
     assert qga_guest.main_pid() == before
 
 
+def test_programs_in_the_hook_directory_run_around_a_freeze(qga_guest: Guest) -> None:
+    hook = "/etc/qemu/fsfreeze-hook.d/10-database"
+    qga_guest.sh(f"cat >{hook}; chmod +x {hook}", stdin='#!/bin/sh\necho "$1" >>/run/database\n')
+    qga_guest.virsh("domfsfreeze")
+    qga_guest.virsh("domfsthaw")
+    assert qga_guest.sh("cat /run/database").split() == ["freeze", "thaw"]
+    assert f"{hook} thaw ended with status 0" in qga_guest.sh("cat /var/log/qga-fsfreeze-hook.log")
+    qga_guest.sh(f"rm {hook} /run/database")
+
+
+OTHER = "qemu-guest-agent"
+
+
 @pytest.fixture
-def debian_agent(qga_guest: Guest) -> Iterator[str]:
-    qga_guest.sh("dpkg --install /var/debs/qemu-guest-agent_*.deb", timeout=120)
-    yield "qemu-guest-agent.service"
-    qga_guest.sh("dpkg --purge qemu-guest-agent; systemctl start qga", timeout=120)
+def both_agents(qga_guest: Guest) -> Iterator[Guest]:
+    """A guest with the distribution's agent installed beside this one."""
+    qga_guest.sh(f"dpkg --install /var/debs/{OTHER}_*.deb", timeout=120)
+    yield qga_guest
+    qga_guest.sh(f"dpkg --purge {OTHER}; systemctl start qga", timeout=120)
     qga_guest.wait_for_agent()
 
 
-def test_only_one_of_two_agents_runs(qga_guest: Guest, debian_agent: str) -> None:
-    """Each has a unit and a rule; the port goes to whichever was started last, and after a boot to this one."""
+def test_only_one_of_two_agents_runs(both_agents: Guest) -> None:
+    """Each has a unit and a rule: the port is whose unit was started last, and after a boot it is this one's."""
+    guest = both_agents
 
     def active() -> list[str]:
-        return qga_guest.run(f"systemctl is-active qga.service {debian_agent}").output.split()
+        return guest.run(f"systemctl is-active qga {OTHER}").output.split()
 
-    qga_guest.sh(f"systemctl start {debian_agent}")
+    guest.sh(f"systemctl start {OTHER}")
     assert active() == ["inactive", "active"]
-    qga_guest.wait_for_agent()
-    assert qga_guest.call("guest-info")["version"].startswith("7.2")
-    qga_guest.sh("systemctl start qga")
+    guest.wait_for_agent()
+    assert guest.call("guest-info")["version"].startswith("7.2")
+    guest.sh("systemctl start qga")
     assert active() == ["active", "inactive"]
-    qga_guest.wait_for_agent()
-    qga_guest.sh(
-        f"systemctl stop qga {debian_agent}; udevadm trigger --settle --action=add --subsystem-match=virtio-ports"
-    )
-    assert qga_guest.sh("udevadm info --query=property --property=SYSTEMD_WANTS --value /dev/vport*p3") == "qga.service"
+    guest.wait_for_agent()
+    guest.sh(f"systemctl stop qga {OTHER}")
+    guest.detach_channel(PORT)
+    guest.attach(AGENT_CHANNEL)
+    guest.wait_for_agent()
+    assert active() == ["active", "inactive"]
+
+
+def test_removal_of_the_other_agent_leaves_this_one_whole(both_agents: Guest) -> None:
+    both_agents.sh(f"systemctl start qga; dpkg --purge {OTHER}", timeout=120)
+    both_agents.sh("/opt/qga/bin/qga --service status")
+    both_agents.wait_for_agent()
+    both_agents.virsh("domfsfreeze")
+    both_agents.virsh("domfsthaw")

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from .image import CACHE, REPOSITORY
+from .processes import CONTAINED, die_with_parent
 
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in")
 
@@ -41,7 +42,8 @@ def _sources_digest() -> str:
 
 
 def _build(scratch: Path) -> None:
-    subprocess.run([REPOSITORY / "ci" / "wheel", scratch / "dist"], check=True)
+    command = [*CONTAINED, REPOSITORY / "ci" / "wheel", scratch / "dist"]
+    subprocess.run(command, check=True, stdout=sys.stderr, preexec_fn=die_with_parent)
     (wheel,) = (scratch / "dist").glob("*.whl")
     pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:")
     subprocess.run([*pip, "--dest", scratch / "wheels", wheel], check=True)

@@ -126,9 +126,10 @@ class Capture:
             taken = os.splice(self._pipe, self.memory, room) if room else len(os.read(self._pipe, 65536))
         except BlockingIOError:
             return
-        except OSError:
-            taken = 0  # out of memory for the kept bytes: the output ends here
+        except OSError:  # no memory for more: the rest is dropped, so that the child can go on
+            self._limit = self.size
             self.truncated = True
+            return
         if taken == 0:
             self._end()
         elif room:

@@ -65,9 +65,13 @@ def _encode_slowly(value: Any) -> bytes:
 
 def _escape(exc: UnicodeError) -> tuple[str, int]:
     assert isinstance(exc, UnicodeEncodeError)
-    text = exc.object[exc.start : exc.end].encode("utf-16-be")
-    units = [int.from_bytes(text[index : index + 2], "big") for index in range(0, len(text), 2)]
-    return "".join(f"\\u{unit:04X}" for unit in units), exc.end
+    return "".join(map(_escaped, map(ord, exc.object[exc.start : exc.end]))), exc.end
+
+
+def _escaped(code: int) -> str:
+    if code < 0x10000:
+        return f"\\u{code:04X}"
+    return f"\\u{0xD7C0 + (code >> 10):04X}\\u{0xDC00 | code & 0x3FF:04X}"
 
 
 codecs.register_error("qga-json", _escape)

@@ -88,6 +88,12 @@ class Session:
         if self._task is None:
             self._link.ended()
 
+    def close(self) -> None:
+        """Give the memory back at once: half of a large request may be in it."""
+        if self._trim is not None:
+            self._trim.cancel()
+        del self._framer
+
     async def settle(self) -> None:
         """Begin no further request, and wait for the reply under way."""
         self._settling = True
@@ -131,9 +137,9 @@ class Session:
 
     def _give_back(self) -> None:
         self._trim = None
+        # If it is in use, the next time that nothing is to be done begins the wait anew.
         if self._task is None:
             self._framer.trim()
-        self._idle()
 
     def _begin(self, pending: Coroutine[Any, Any, Reply] | None) -> None:
         self._task = asyncio.get_running_loop().create_task(self._finish(pending))

@@ -104,6 +104,7 @@ class Channel:
         if self.closed.done():
             return
         self.pause()
+        self._session.close()
         self._close_fds()
         self.closed.set_result(exc)
 

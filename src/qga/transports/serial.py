@@ -143,9 +143,16 @@ class DeviceChannel:
 def open_virtio(path: str) -> int:
     """Open a virtio port for both directions; ChannelError in the C agent's words."""
     try:
-        return os.open(path, OPEN_FLAGS)
+        fd = os.open(path, OPEN_FLAGS)
     except OSError as exc:
         raise ChannelError(f"error opening channel '{path}': {strerror(exc)}") from exc
+    try:
+        with select.epoll() as probe:
+            probe.register(fd)
+    except OSError as exc:  # a plain file or a directory: nothing will ever come in
+        os.close(fd)
+        raise ChannelError(f"error opening channel '{path}': {strerror(exc)}") from exc
+    return fd
 
 
 def open_tty(path: str) -> int:
