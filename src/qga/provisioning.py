@@ -37,8 +37,9 @@ UNIT_TEXT: Final = """\
 Description=Guest agent (qga) on the virtio port {name}
 Documentation=man:systemd.service(5)
 BindsTo={device}
-After={device}
+# Ordered too, so that of the two agents one has given up the port before the other opens it.
 Conflicts=qemu-guest-agent.service
+After={device} qemu-guest-agent.service
 IgnoreOnIsolate=yes
 StartLimitIntervalSec=0
 

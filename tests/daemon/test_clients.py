@@ -313,7 +313,7 @@ def test_a_client_that_asks_much_and_reads_nothing(agent: AgentProcess, own_clie
 
 def test_many_small_replies_wait_for_their_reader(agent: AgentProcess, own_client: Client) -> None:
     idle = agent.memory()
-    count = 300_000
+    count = 150_000
     with agent.connect() as client:
         sender = Thread(target=client.send, args=(request("guest-sync", id=8) * count,))
         sender.start()

@@ -55,6 +55,7 @@ def test_unit_is_bound_to_the_port_and_excludes_the_c_agent(tmp_path: Path) -> N
     assert "Type=notify" in lines
     assert "Restart=on-failure" in lines
     assert "Conflicts=qemu-guest-agent.service" in lines
+    assert r"After=dev-virtio\x2dports-org.qemu.guest_agent.0.device qemu-guest-agent.service" in lines
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze (Debian: systemd)")
