@@ -45,8 +45,8 @@ class WorkerPool:
         return future
 
     def _start_thread(self) -> None:
-        self._threads += 1
         threading.Thread(target=self._work, name="qga-worker", daemon=True).start()
+        self._threads += 1
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

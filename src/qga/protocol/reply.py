@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reply texts: one line of pure ASCII JSON each."""
 
-import codecs
 from typing import Any
 
 import orjson
@@ -18,7 +17,7 @@ def encode(value: Any) -> bytes:
         data = _encode_slowly(value)
     if data.isascii() and b"\x7f" not in data:
         return data
-    return data.decode().encode("ascii", "qga-json").replace(b"\x7f", b"\\u007F")
+    return data.decode().translate(_Escapes()).encode("ascii")
 
 
 def success(value: Any, end: bytes) -> bytes:
@@ -63,15 +62,15 @@ def _encode_slowly(value: Any) -> bytes:
     return b"".join(pieces)
 
 
-def _escape(exc: UnicodeError) -> tuple[str, int]:
-    assert isinstance(exc, UnicodeEncodeError)
-    return "".join(map(_escaped, map(ord, exc.object[exc.start : exc.end]))), exc.end
+class _Escapes(dict[int, int | str]):
+    """What `str.translate` puts for a character; each is worked out once in a text."""
+
+    def __missing__(self, code: int) -> int | str:
+        self[code] = value = code if code < 0x7F else _escaped(code)
+        return value
 
 
 def _escaped(code: int) -> str:
     if code < 0x10000:
         return f"\\u{code:04X}"
     return f"\\u{0xD7C0 + (code >> 10):04X}\\u{0xDC00 | code & 0x3FF:04X}"
-
-
-codecs.register_error("qga-json", _escape)

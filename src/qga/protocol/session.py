@@ -155,7 +155,7 @@ class Session:
             await self._link.flushed()
             self._task = None
             self._advance()
-        except ChannelError as exc:
+        except Exception as exc:
             self._task = None
             self._link.lost(exc)
             return

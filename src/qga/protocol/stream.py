@@ -61,6 +61,9 @@ class Stream:
         except OSError as exc:
             self.release()
             raise from_os(self._doing, exc) from exc
+        except BaseException:
+            self.release()
+            raise
 
     def open_cached(self, end: bytes) -> bool:
         """Like `open`, if one block is all and it is in memory; otherwise False, and `open` may follow."""

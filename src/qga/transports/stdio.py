@@ -13,6 +13,8 @@ class StdioChannel(Channel):
 
     def resume(self) -> None:
         """Report input again; a plain file always has some."""
+        if self._reading or self.closed.done():
+            return
         if self._plain_file:
             self._reading = True
             self._loop.call_soon(self._on_readable)
