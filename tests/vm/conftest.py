@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=mark.args[0], strict=True))
     order = {item: index for index, item in enumerate(items)}
     ours.sort(key=lambda item: (WANTED.index(_kind(item)), MODULES.index(item.path.stem), order[item]))
-    items[:] = [item for item in items if item not in set(ours)] + ours
+    others = set(items) - set(ours)
+    items[:] = [item for item in items if item in others] + ours
 
 
 def _kind(item: pytest.Item) -> str:
