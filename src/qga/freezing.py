@@ -36,7 +36,8 @@ class FreezeState:
         self._freezing = False
         self._ending = False
         self._given_up = ""
-        self._threads: WorkerPool | None = None
+        # Threads of its own: those of other commands may all be asleep in writes to what is frozen.
+        self._threads = WorkerPool(self._loop) if frozen else None
         self._watchdog: asyncio.TimerHandle | None = None
         self._expiry: asyncio.Task[None] | None = None
         self.frozen = frozen
@@ -47,7 +48,7 @@ class FreezeState:
 
     @property
     def _workers(self) -> WorkerPool:
-        # Threads of its own, kept for good: those of other commands may all be asleep in writes to what is frozen.
+        # Started for the first freeze and kept for good; many agents never freeze anything.
         if self._threads is None:
             self._threads = WorkerPool(self._loop)
         return self._threads

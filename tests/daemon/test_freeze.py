@@ -375,7 +375,9 @@ def test_agent_restarted_while_frozen_knows_and_thaws(world: World, start: Start
         agent.process.send_signal(signal.SIGTERM)
         assert client.ok("guest-ping") == {}
         assert not log.exists()
+        threads = set(os.listdir(f"/proc/{agent.pid}/task"))
         assert client.ok("guest-fsfreeze-thaw") == 1
+        assert set(os.listdir(f"/proc/{agent.pid}/task")) == threads
         assert not is_frozen(world.path("/mnt/a"))
         assert not (agent.directory / "state" / "qga.state.isfrozen").exists()
         assert "serving unix-listen" in log.read_text()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scenarios that take the guest down, in an order that matters.
 
-After a suspend to memory this machine type's firmware leaves the guest unable to power off, until it is rebooted.
+After a suspend to memory the guest was seen to stay on at a power-off and at a suspend to disk, until it was rebooted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def boot_id(guest: Guest) -> str:
 
 
 def test_suspend_to_disk_and_resume(pool: Pool) -> None:
-    """Of a fresh guest: the kernel does not get through this with a plugged DIMM, or after a suspend to memory."""
+    """Of a fresh guest: with a plugged DIMM, or after a suspend to memory, it was seen to hang."""
     pool.drop("libvirt")
     guest = pool.get("libvirt")
     before = boot_id(guest)
