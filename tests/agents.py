@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 QGA = [sys.executable, "-m", "qga"]
 QEMU_GA = os.environ.get("QEMU_GA") or shutil.which("qemu-ga", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -21,8 +21,8 @@ QEMU_GA = os.environ.get("QEMU_GA") or shutil.which("qemu-ga", path=os.environ.g
 NO_QEMU_GA = "qemu-ga is not installed (Debian: qemu-guest-agent)"
 
 
-class Client:
-    """A connection to an agent's unix socket; every call checks that exactly one line came back."""
+class Connection:
+    """Bytes to a unix socket, lines from it."""
 
     def __init__(self, path: Path, timeout: float = 30.0) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -34,7 +34,7 @@ class Client:
             raise
         self._lines = self.sock.makefile("rb", buffering=1 << 20)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,6 +46,10 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
+
+
+class Client(Connection):
+    """A connection to an agent's unix socket; every call checks that exactly one line came back."""
 
     def recv_line(self) -> bytes:
         """The next reply line, b"" at the end of the stream."""

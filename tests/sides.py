@@ -15,6 +15,9 @@ from typing import Any
 
 from tests.agents import QEMU_GA, QGA, AgentProcess, Client
 
+Reply = dict[str, Any]
+"""A whole reply, parsed."""
+
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
@@ -24,6 +27,18 @@ def plain(text: str) -> str:
     """The text of an error as newer releases have it; older ones wrap that of guest-exec."""
     wrapped = re.fullmatch("Guest agent command failed, error was '(.*)'", text)
     return wrapped[1] if wrapped else text
+
+
+class Both:
+    """Connections to both agents."""
+
+    def __init__(self, ours: Client, theirs: Client) -> None:
+        self.ours = ours
+        self.theirs = theirs
+
+    def ask(self, execute: str, **arguments: Any) -> tuple[Reply, Reply]:
+        """The whole replies of qga and qemu-ga."""
+        return self.ours.call(execute, **arguments), self.theirs.call(execute, **arguments)
 
 
 class Side:

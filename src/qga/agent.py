@@ -52,10 +52,6 @@ class HandleTable:
         except KeyError:
             raise CommandError(f"handle '{handle}' has not been found") from None
 
-    def holds(self, handle: int, file: OpenFile) -> bool:
-        """Whether `handle` still means `file`."""
-        return self._files.get(handle) is file
-
     def remove(self, handle: int) -> None:
         """Forget a handle."""
         del self._files[handle]

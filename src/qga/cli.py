@@ -57,12 +57,10 @@ def _run(config: Config) -> int:
     from ._lean import import_event_loop
 
     import_event_loop()
-    from . import logs, service
+    from . import service
     from .commands import REGISTRY
-    from .platform import freeze
 
     if config.action == "list-commands":
         print("\n".join(REGISTRY))
         return 0
-    logs.setup(config, frozen=freeze.is_marked(config.statedir))
     return service.run(config)

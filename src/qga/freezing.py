@@ -6,7 +6,6 @@ logged meanwhile, the only commands are those that write nothing, and the thread
 """
 
 import asyncio
-import encodings.utf_16_be  # noqa: F401 - replies need it at their first character beyond ASCII, maybe while frozen
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial

@@ -53,6 +53,7 @@ class Opened(NamedTuple):
 def run(config: Config) -> int:
     """Serve until told to end; the return value is the exit status. ConfigError, ChannelError if it cannot start."""
     frozen = freeze.is_marked(config.statedir)
+    logs.setup(config, frozen=frozen)
     with ExitStack() as at_end:
         opened = open_channel(config, at_end)
         try:

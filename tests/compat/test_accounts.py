@@ -17,28 +17,19 @@ from typing import Any
 
 import pytest
 
-from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess, Client
+from tests import sides
+from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess
 from tests.scratch import scratch_user, shadow_hash
-from tests.sides import b64
+from tests.sides import Reply, b64
 
 pytestmark = pytest.mark.skipif(QEMU_GA is None, reason=NO_QEMU_GA)
 
 CAP_SYS_BOOT, CAP_SYS_TIME = 22, 25
 HARMLESS = ["setpriv", "--bounding-set=-sys_time,-sys_boot", "--inh-caps=-sys_time,-sys_boot"]
 
-Reply = dict[str, Any]
 
-
-class Both:
-    """Connections to both agents."""
-
-    def __init__(self, ours: Client, theirs: Client) -> None:
-        self.ours = ours
-        self.theirs = theirs
-
-    def ask(self, execute: str, **arguments: Any) -> tuple[Reply, Reply]:
-        """The whole replies of qga and qemu-ga."""
-        return self.ours.call(execute, **arguments), self.theirs.call(execute, **arguments)
+class Both(sides.Both):
+    """Connections to both agents, and what is asked of them here."""
 
     def same(self, execute: str, **arguments: Any) -> Reply:
         """What both reply."""

@@ -19,13 +19,12 @@ from typing import Any
 
 import pytest
 
-from tests import loops, trees
-from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess, Client
+from tests import loops, sides, trees
+from tests.agents import NO_QEMU_GA, QEMU_GA, QGA, AgentProcess
+from tests.sides import Reply
 from tests.trees import Tree
 
 pytestmark = pytest.mark.skipif(QEMU_GA is None, reason=NO_QEMU_GA)
-
-Reply = dict[str, Any]
 
 
 def reference_version() -> tuple[int, ...]:
@@ -41,16 +40,8 @@ def needs_reference(*version: int) -> None:
         pytest.skip(f"qemu-ga is older than {version[0]}.{version[1]}")
 
 
-class Both:
-    """Connections to both agents."""
-
-    def __init__(self, ours: Client, theirs: Client) -> None:
-        self.ours = ours
-        self.theirs = theirs
-
-    def ask(self, execute: str, **arguments: Any) -> tuple[Reply, Reply]:
-        """The whole replies of qga and qemu-ga."""
-        return self.ours.call(execute, **arguments), self.theirs.call(execute, **arguments)
+class Both(sides.Both):
+    """Connections to both agents, and what is asked of them here."""
 
     def lists(self, execute: str) -> tuple[list[Reply], list[Reply]]:
         """What both return, which is a list."""

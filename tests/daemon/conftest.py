@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,22 @@ import pytest
 from tests.agents import QGA, AgentProcess, Client
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
-    """An agent that many tests use one after the other; whatever it logs is an unexpected failure."""
-    with AgentProcess(QGA, tmp_path_factory.mktemp("shared")) as agent:
+@contextmanager
+def running(directory: Path) -> Iterator[AgentProcess]:
+    """An agent that answers; in the end it has to obey SIGTERM, and whatever it logged is an unexpected failure."""
+    with AgentProcess(QGA, directory) as agent:
         with agent.connect() as client:
             client.ok("guest-ping")
         yield agent
         assert agent.stop() == 0
     assert agent.log.read_text() == ""
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """An agent that many tests use one after the other."""
+    with running(tmp_path_factory.mktemp("shared")) as agent:
+        yield agent
 
 
 @pytest.fixture
@@ -32,12 +40,8 @@ def client(shared: AgentProcess) -> Iterator[Client]:
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
     """An agent of the test's own, for what would disturb others or is disturbed by them."""
-    with AgentProcess(QGA, tmp_path) as agent:
-        with agent.connect() as client:
-            client.ok("guest-ping")
+    with running(tmp_path) as agent:
         yield agent
-        assert agent.stop() == 0
-    assert agent.log.read_text() == ""
 
 
 @pytest.fixture

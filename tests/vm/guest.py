@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
+from tests.agents import Connection
+
 from .hypervisor import Hypervisor, VirshError, wait_for
 from .image import Image
 
@@ -328,27 +330,11 @@ class Guest:
         return path.read_text(errors="replace") if path.exists() else ""
 
 
-class RawClient:
+class RawClient(Connection):
     """The host's end of a serial channel: bytes in, lines out, and nobody in between."""
 
     def __init__(self, path: Path, timeout: float = 60) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(timeout)
-        self.sock.connect(str(path))
-        self._lines = self.sock.makefile("rb", buffering=1 << 20)
-
-    def __enter__(self) -> RawClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._lines.close()
-        self.sock.close()
-
-    def send(self, data: bytes) -> None:
-        self.sock.sendall(data)
+        super().__init__(path, timeout)
 
     def line(self) -> bytes:
         """The next line that the agent wrote."""

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, 
 
 from pybase64 import b64encode
 
-from .._b64io import decode
 from ..agent import Agent
 from ..errors import CommandError, strerror
 from ..limits import EXEC_OUTPUT_MAX
@@ -16,7 +15,7 @@ from ..logs import account
 from ..platform import process
 from ..platform.process import Capture, Feed, Process
 from ..protocol.registry import command
-from ..protocol.schema import Payload, wire_bytes
+from ..protocol.schema import Payload, decoded, wire_bytes
 from ..protocol.stream import Bulk, Stream
 
 CaptureMode = Literal["none", "stdout", "stderr", "separated", "merged"]
@@ -67,7 +66,7 @@ async def guest_exec(
     account('guest-exec called: "%s"', " ".join(words))
     argv = [wire_bytes(word) for word in words]
     environment = None if env is None else [wire_bytes(text) for text in env]
-    data = None if input_data is None else await agent.workers.run(partial(_decoded, input_data))
+    data = None if input_data is None else await agent.workers.run(partial(_input, input_data))
     with ExitStack() as undo:
         try:
             pipes = _open_pipes(data, capture_output, undo)
@@ -116,12 +115,9 @@ def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, 
     return cast(ExecStatus, members)
 
 
-def _decoded(payload: Payload) -> bytes:
+def _input(payload: Payload) -> bytes:
     # A copy: the child may take its input long after the request's buffer is used again.
-    try:
-        return bytes(decode(payload))
-    except ValueError as exc:
-        raise CommandError(str(exc)) from exc
+    return bytes(decoded(payload))
 
 
 def _open_pipes(data: bytes | None, mode: bool | CaptureMode, undo: ExitStack) -> Pipes:

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, TypedDict
 
-from .._b64io import decode
 from ..agent import Agent
 from ..errors import CommandError, from_os
 from ..limits import COMMAND_TIMEOUT, READ_COUNT_DEFAULT, READ_COUNT_MAX
 from ..logs import account
 from ..platform.files import OpenFile, flags_for, open_file
 from ..protocol.registry import command
-from ..protocol.schema import Payload, wire_bytes
+from ..protocol.schema import Payload, decoded, wire_bytes
 from ..protocol.stream import Bulk, Stream
 
 Whence = Annotated[int | Literal["set", "cur", "end"], "GuestFileWhence"]
@@ -85,7 +84,7 @@ def guest_file_write(agent: Agent, handle: int, buf_b64: Payload, count: int | N
     Nothing is written unless the whole request is valid.
     """
     with _using(agent, handle) as file:
-        data = _decoded(buf_b64)
+        data = decoded(buf_b64)
         if count is None:
             count = len(data)
         elif not 0 <= count <= len(data):
@@ -127,13 +126,6 @@ def _using(agent: Agent, handle: int) -> Iterator[OpenFile]:
         yield file
     finally:
         file.release()
-
-
-def _decoded(payload: Payload) -> memoryview:
-    try:
-        return decode(payload)
-    except ValueError as exc:
-        raise CommandError(str(exc)) from exc
 
 
 def _whence(whence: int | str) -> int:

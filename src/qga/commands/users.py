@@ -3,13 +3,12 @@
 
 from typing import NotRequired, TypedDict
 
-from .._b64io import decode
 from ..agent import Agent
 from ..errors import CommandError, from_os
 from ..platform import accounts
 from ..platform.proc import CallError
 from ..protocol.registry import command
-from ..protocol.schema import Payload, wire_bytes
+from ..protocol.schema import Payload, decoded, wire_bytes
 
 User = TypedDict("User", {"user": str, "login-time": float, "domain": NotRequired[str]})
 
@@ -27,10 +26,7 @@ def guest_get_users(agent: Agent) -> list[User]:
 @command()
 def guest_set_user_password(agent: Agent, username: str, password: Payload, crypted: bool) -> None:
     """Set a user's password, sent as base64; `crypted` if it is a hash already. A NUL byte ends it."""
-    try:
-        secret = bytes(decode(password)).partition(b"\0")[0]
-    except ValueError as exc:
-        raise CommandError(str(exc)) from exc
+    secret = bytes(decoded(password)).partition(b"\0")[0]
     if b"\n" in secret:
         raise CommandError("forbidden characters in raw password")
     if ":" in username or "\n" in username:

@@ -4,6 +4,7 @@
 import os
 
 from .. import keyfile
+from . import proc
 
 PATHS = ("/etc/os-release", "/usr/lib/os-release")
 _ESCAPED = "$'\"\\`"
@@ -17,7 +18,7 @@ def os_release(environ: "os._Environ[str] | dict[str, str]" = os.environ, root: 
     named = environ.get("QGA_OS_RELEASE")
     for path in [root + path for path in PATHS] if named is None else [named]:
         try:
-            return parse(_read(path))
+            return parse(proc.read(path))
         except (OSError, ValueError):
             continue
     return {}
@@ -49,11 +50,3 @@ def unquote(text: str) -> str:
             character = following if following in _ESCAPED else "\\" + following
         value.append(character)
     return "".join(value)
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 1 << 16)
-    finally:
-        os.close(fd)

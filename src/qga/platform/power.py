@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from ..errors import CommandError, from_os
+from . import proc
 from .run import run
 
 Suspend = Literal["disk", "ram", "hybrid"]
@@ -95,13 +96,9 @@ def _status(argv: list[str]) -> int:
 
 def _words(state: str) -> list[str]:
     try:
-        fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+        return proc.read(state).decode(errors="replace").split()
     except OSError:
         return []
-    try:
-        return os.read(fd, 4096).decode(errors="replace").split()
-    finally:
-        os.close(fd)
 
 
 def _write(state: str, word: str) -> None:

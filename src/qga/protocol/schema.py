@@ -32,6 +32,7 @@ from typing import (
     is_typeddict,
 )
 
+from .._b64io import decode
 from .._framing import Span
 from ..errors import CommandError
 
@@ -39,7 +40,7 @@ Uint64 = NewType("Uint64", int)
 """An integer argument of 64 bits without sign."""
 
 Payload: TypeAlias = Span | str
-"""A string argument that may be tens of MiB: read it through `_b64io.decode`, never through `str()`."""
+"""A string argument that may be tens of MiB: read it through `decoded`, never through `str()`."""
 
 Check = Callable[[Any, str], Any]
 """Takes a JSON value and the argument's name, returns the value for the handler or raises CommandError."""
@@ -93,6 +94,14 @@ def bind(params: tuple[Param, ...], arguments: Mapping[str, Any]) -> dict[str, A
 def wire_bytes(text: str) -> bytes:
     """The bytes that the C agent would pass to the system for `text`: UTF-8, with NUL as C0 80."""
     return text.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
+
+
+def decoded(payload: Payload) -> memoryview:
+    """The bytes of a base64 argument, as `_b64io.decode` gives them; CommandError if it is not valid."""
+    try:
+        return decode(payload)
+    except ValueError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _wrong_type(name: str, expected: str) -> CommandError:

@@ -53,7 +53,7 @@ class Link(Protocol):
 class Session:
     """The protocol state of one connection.
 
-    While a request is being answered (`busy`) no further one is looked at and no byte is read, so a peer that sends
+    While a request is being answered no further one is looked at and no byte is read, so a peer that sends
     without reading is stopped by its own full pipe.
     """
 
@@ -66,11 +66,6 @@ class Session:
         self._trim: asyncio.TimerHandle | None = None
         self._at_eof = False
         self._settling = False
-
-    @property
-    def busy(self) -> bool:
-        """A request is being answered."""
-        return self._task is not None
 
     def readable(self, fd: int) -> int:
         """Read from `fd` once and answer what is complete; returns what `Framer.fill` does. OSError, ChannelError."""
