@@ -45,13 +45,16 @@ def decode(data: Span | str | bytearray) -> memoryview:
     Raises ValueError with the text for the client; the decoded bytes are complete or not returned at all.
     """
 
-def spawn(path: bytes, argv: list[bytes], env: list[bytes] | None, stdin: int, stdout: int, stderr: int) -> int:
+def spawn(
+    path: bytes, argv: list[bytes], env: list[bytes] | None, stdin: int, stdout: int, stderr: int, session: bool = False
+) -> int:
     """Start a program and return its process id; the GIL is free while the kernel loads it.
 
     path: the file to execute, no search is made; argv, env: lists of bytes, passed verbatim, None for the agent's own
-    environment; stdin, stdout, stderr: descriptors above 2 that the child gets as 0, 1 and 2.
+    environment; stdin, stdout, stderr: descriptors above 2 that the child gets as 0, 1 and 2; session: it leads a
+    session and a process group of its own.
 
-    The child keeps the working directory, umask, session and process group. Raises OSError if it cannot be started.
+    The child keeps the working directory and umask. Raises OSError if it cannot be started.
     Source: posix_spawn(3).
     """
 

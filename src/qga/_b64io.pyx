@@ -74,6 +74,7 @@ cdef extern from "<spawn.h>" nogil:
     int posix_spawnattr_setsigmask(posix_spawnattr_t *attributes, const sigset_t *set)
     short POSIX_SPAWN_SETSIGDEF
     short POSIX_SPAWN_SETSIGMASK
+    short POSIX_SPAWN_SETSID
     char **environ
 
 
@@ -326,13 +327,14 @@ cdef str defect(const char *text, Py_ssize_t size):
     return "Base64 data is not valid" if good else "Base64 data contains invalid characters"
 
 
-def spawn(bytes path, list argv, env, int stdin, int stdout, int stderr):
+def spawn(bytes path, list argv, env, int stdin, int stdout, int stderr, bint session=False):
     """Start a program and return its process id; the GIL is free while the kernel loads it.
 
     path: the file to execute, no search is made; argv, env: lists of bytes, passed verbatim, None for the agent's own
-    environment; stdin, stdout, stderr: descriptors above 2 that the child gets as 0, 1 and 2.
+    environment; stdin, stdout, stderr: descriptors above 2 that the child gets as 0, 1 and 2; session: it leads a
+    session and a process group of its own.
 
-    The child keeps the working directory, umask, session and process group. Raises OSError if it cannot be started.
+    The child keeps the working directory and umask. Raises OSError if it cannot be started.
     Source: posix_spawn(3).
     """
     cdef:
@@ -341,6 +343,7 @@ def spawn(bytes path, list argv, env, int stdin, int stdout, int stderr):
         sigset_t defaults, unblocked
         char **c_argv = NULL
         char **c_env = NULL
+        short flags = POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK
         pid_t pid = 0
         int error
         const char *program = path
@@ -357,7 +360,9 @@ def spawn(bytes path, list argv, env, int stdin, int stdout, int stderr):
         sigaddset(&defaults, SIGXFSZ)
         posix_spawnattr_setsigdefault(&attributes, &defaults)
         posix_spawnattr_setsigmask(&attributes, &unblocked)
-        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK)
+        if session:
+            flags |= POSIX_SPAWN_SETSID
+        posix_spawnattr_setflags(&attributes, flags)
         c_argv = string_array(argv)
         c_env = environ if env is None else string_array(env)
         with nogil:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console script `qga`: the options of qemu-ga, and its exit statuses."""
 
+import contextlib
 import os
 import sys
 
@@ -17,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return service_main(arguments[1:])
     _open_standard_streams()
+    _keep_descriptors_from_programs()
     # Nothing may be written while file systems are frozen, least of all by an import.
     sys.dont_write_bytecode = True
     try:
@@ -34,6 +36,14 @@ def _open_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def _keep_descriptors_from_programs() -> None:
+    # Whoever started the agent may have left it more than the standard streams; what it starts gets none of those.
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing itself is closed by now
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
 
 
 def _act(config: Config) -> int:

@@ -140,6 +140,13 @@ def test_a_program_gets_no_descriptor_of_the_agent(shared: AgentProcess, tmp_pat
         client.ok("guest-file-close", handle=handle)
 
 
+def test_a_program_gets_no_descriptor_that_the_agent_was_started_with(tmp_path: Path) -> None:
+    started = [SHELL, "-c", 'exec "$@" 7</dev/null', "name", *QGA]
+    with AgentProcess(started, tmp_path) as agent, agent.connect() as client:
+        status = run(client, SHELL, "-c", "test -e /proc/self/fd/7")
+    assert status["exitcode"] == 1
+
+
 def test_signals_have_their_default_action(client: Client) -> None:
     status = run(client, "sed", "-n", "s/^Sig\\(Blk\\|Ign\\|Cgt\\):.*\\(.......\\)$/\\1 \\2/p", "/proc/self/status",
                  capture_output=True)  # fmt: skip

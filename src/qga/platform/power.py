@@ -5,13 +5,12 @@ Sources: systemctl(1), pm-is-supported(1), Linux Documentation/admin-guide/pm/sl
 """
 
 import os
-import subprocess
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from ..errors import CommandError, from_os
 from . import proc
-from .run import run
+from .run import exit_status, run
 
 Suspend = Literal["disk", "ram", "hybrid"]
 
@@ -65,7 +64,7 @@ def suspend(mode: Suspend, state: str = STATE) -> None:
     names = _SUSPEND[mode]
     failure = "the requested suspend mode is not supported by the guest"
     for argv in _supported(names):
-        status = _status(argv)
+        status = exit_status(argv)
         if status == 0:
             return
         failure = f"failed to suspend: '{' '.join(argv)}' ended with status {status}"
@@ -79,19 +78,10 @@ def suspend(mode: Suspend, state: str = STATE) -> None:
 
 def _supported(names: _Names) -> Iterator[list[str]]:
     # systemctl says 1 to 3 for a unit that exists and does not run, 4 for one that does not exist.
-    if _status(["systemctl", "status", names.unit]) in (1, 2, 3):
+    if exit_status(["systemctl", "status", names.unit]) in (1, 2, 3):
         yield ["systemctl", names.verb]
-    if _status(["pm-is-supported", names.pm_flag]) == 0:
+    if exit_status(["pm-is-supported", names.pm_flag]) == 0:
         yield [names.pm]
-
-
-def _status(argv: list[str]) -> int:
-    """Exit status of a program found through PATH, 127 if it is not there; its output goes nowhere."""
-    try:
-        null = subprocess.DEVNULL
-        return subprocess.run(argv, stdin=null, stdout=null, stderr=null, check=False).returncode
-    except OSError:
-        return 127
 
 
 def _words(state: str) -> list[str]:

@@ -46,12 +46,14 @@ def find_program(name: bytes, env: Environment) -> list[bytes]:
     return [os.path.join(directory or b".", name) for directory in path.split(b":")] if name and path else []
 
 
-def start(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> tuple[int, int]:
-    """Start `argv[0]`, searched for as `find_program` says. May block; OSError.
+def start(
+    argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int, *, session: bool = False
+) -> tuple[int, int]:
+    """Start `argv[0]`, searched for as `find_program` says; session: in one of its own. May block; OSError.
 
     Returns its process id and a descriptor that becomes readable when it ends, which is the caller's.
     """
-    pid = _spawn_first(argv, env, stdin, stdout, stderr)
+    pid = _spawn_first(argv, env, stdin, stdout, stderr, session)
     try:
         return pid, os.pidfd_open(pid)
     except OSError:  # no descriptor left: nobody could ever tell how it ended
@@ -60,17 +62,17 @@ def start(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: 
         raise
 
 
-def _spawn_first(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int) -> int:
+def _spawn_first(argv: list[bytes], env: Environment, stdin: int, stdout: int, stderr: int, session: bool) -> int:
     # A file that is no program for the kernel is given to /bin/sh, as execvp(3) does.
     failure = OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     denied: OSError | None = None
     for program in find_program(argv[0], env):
         try:
             os.stat(program)  # cheaper than a process that finds nothing to execute, and fails alike
-            return spawn(program, argv, env, stdin, stdout, stderr)
+            return spawn(program, argv, env, stdin, stdout, stderr, session)
         except OSError as exc:
             if exc.errno == errno.ENOEXEC:
-                return spawn(b"/bin/sh", [b"/bin/sh", program, *argv[1:]], env, stdin, stdout, stderr)
+                return spawn(b"/bin/sh", [b"/bin/sh", program, *argv[1:]], env, stdin, stdout, stderr, session)
             if exc.errno == errno.EACCES:
                 denied = exc
             elif exc.errno not in SEARCH_ON:
