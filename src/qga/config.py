@@ -229,7 +229,8 @@ def usage(argv0: str) -> str:
     """The text of --help."""
     import textwrap  # only --help needs it
 
-    lines = [f"Usage: {argv0} [-m METHOD -p PATH] [OPTION]...", f"QEMU guest agent, level {PROTOCOL_LEVEL}.", ""]
+    lines = [f"Usage: {argv0} [-m METHOD -p PATH] [OPTION]...", f"       {argv0} --service install|uninstall|status"]
+    lines += [f"QEMU guest agent, level {PROTOCOL_LEVEL}.", ""]
     only_keys = [row for row in SETTINGS if not row.long]
     for row in [*_LONG.values(), *only_keys]:
         if row is only_keys[0]:

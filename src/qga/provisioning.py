@@ -46,6 +46,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart={command}
+SyslogIdentifier=qga
 Restart=on-failure
 RestartSec=1
 """
@@ -241,9 +242,12 @@ def command_line(program: str | None = None) -> str:
     would not take literally.
     """
     script = os.path.abspath(sys.argv[0] if program is None else program)
-    words = [script] if script.endswith("/qga") and os.access(script, os.X_OK) else [sys.executable, "-I", "-m", "qga"]
-    if not re.fullmatch(r"/[\w./+@-]+", words[0], re.ASCII):
-        raise ValueError(f"'{words[0]}' cannot stand in a unit file: install qga in a directory with a plain name")
+    what = [script] if script.endswith("/qga") and os.access(script, os.X_OK) else ["-m", "qga"]
+    # -B: it may be started while its own file system is frozen, when to write bytecode would hang.
+    words = [sys.executable, "-B", *what]
+    for word in (words[0], words[-1]):
+        if not re.fullmatch(r"[\w./+@-]+", word, re.ASCII):
+            raise ValueError(f"'{word}' cannot stand in a unit file: install qga in a directory with a plain name")
     return " ".join(words)
 
 

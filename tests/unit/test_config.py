@@ -50,6 +50,7 @@ def test_help_names_every_option_and_every_key():
     for row in SETTINGS:
         assert f"--{row.long}" in text if row.long else f"  {row.key}=" in text
         assert not row.short or f"-{row.short}," in text
+    assert "--service install" in text
     assert max(map(len, text.splitlines())) < 80
 
 
@@ -305,7 +306,8 @@ def test_a_vsock_passed_by_systemd_decides_the_method():
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "vsock-listen None AF_VSOCK\n"
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+# A form feed at the front of a value is a blank, and the format has no escape for it: GLib loses it as well.
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0\f"))
 NAMES = st.lists(TEXTS.filter(lambda text: text and "," not in text), max_size=4).map(tuple)
 CONFIGS = st.builds(
     Config,

@@ -43,7 +43,7 @@ def test_setting_in_readme_exists(key: str) -> None:
 
 def example_lines() -> list[tuple[str, str]]:
     """The README's command lines that have their output behind them."""
-    block = README.split("## Run it")[1].split("```")[1]
+    block = README.split("## Run it by hand")[1].split("```")[1]
     lines = block.splitlines()
     return [(line[2:], lines[index + 1]) for index, line in enumerate(lines) if line.startswith("$ echo")]
 

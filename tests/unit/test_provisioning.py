@@ -194,11 +194,11 @@ def test_unit_starts_the_script_that_was_called(tmp_path: Path) -> None:
     script.parent.mkdir()
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
-    assert command_line(str(script)) == str(script)
+    assert command_line(str(script)) == f"{sys.executable} -B {script}"
 
 
 def test_unit_starts_the_module_when_no_script_was_called() -> None:
-    assert command_line("/usr/lib/python3/dist-packages/qga/__main__.py") == f"{sys.executable} -I -m qga"
+    assert command_line("/usr/lib/python3/dist-packages/qga/__main__.py") == f"{sys.executable} -B -m qga"
 
 
 def test_path_that_systemd_would_expand_is_refused(tmp_path: Path) -> None:

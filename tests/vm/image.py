@@ -173,11 +173,15 @@ def _root(kind: str, base: Path, wheels: Path | None) -> Path:
     return _cached(CACHE / f"{kind}-root-{key}.img", make, f"{kind}-root")
 
 
+def _readme_lines() -> str:
+    """What README.md tells administrators to type."""
+    block = (REPOSITORY / "README.md").read_text().split("## Install it")[1].split("```")[1]
+    return "\n".join(line[2:] for line in block.splitlines() if line.startswith("# "))
+
+
 INSTALL = {
     "qemu-ga": "dpkg --install /var/debs/qemu-guest-agent_*.deb",
-    # README.md tells administrators these lines, save for the place that the wheels come from.
-    "qga": "python3 -m venv /opt/qga; /opt/qga/bin/pip install --quiet --no-index --find-links /mnt/wheels qga;"
-    " /opt/qga/bin/qga --service install",
+    "qga": f"cd /mnt/wheels\nexport PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels PIP_QUIET=1\n{_readme_lines()}",
 }
 
 

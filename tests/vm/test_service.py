@@ -26,6 +26,12 @@ def test_status_of_a_running_service(qga_guest: Guest) -> None:
     assert told[-1] == "qga.service: active"
 
 
+def test_package_carries_what_runs_and_no_sources_of_it(qga_guest: Guest) -> None:
+    package = "/opt/qga/lib/python3*/site-packages/qga"
+    assert qga_guest.sh(f"find {package} -name '*.so' -o -name 'py.typed' | wc -l") == "3"
+    assert qga_guest.sh(f"find {package} -name '*.pyx' -o -name '*.c'") == ""
+
+
 def test_uninstall_ends_the_agent_and_install_starts_it_at_once(qga_guest: Guest) -> None:
     qga_guest.sh("/opt/qga/bin/qga --service uninstall")
     assert qga_guest.run("systemctl is-active qga").output.strip() == "inactive"
@@ -69,21 +75,23 @@ def test_only_one_of_two_agents_runs(both_agents: Guest) -> None:
     """Each has a unit and a rule: the port is whose unit was started last, and after a boot it is this one's."""
     guest = both_agents
 
-    def active() -> list[str]:
-        return guest.run(f"systemctl is-active qga {OTHER}").output.split()
+    def wait_for_states(ours: str, theirs: str) -> None:
+        # Theirs pulls in the port's unit, and that one ours: systemd may start the one before it has ended the other.
+        states = f"systemctl is-active qga {OTHER}"
+        wait_for(lambda: guest.run(states).output.split() == [ours, theirs], f"the states {ours}, {theirs}")
 
     guest.sh(f"systemctl start {OTHER}")
-    assert active() == ["inactive", "active"]
+    wait_for_states("inactive", "active")
     guest.wait_for_agent()
     assert guest.call("guest-info")["version"].startswith("7.2")
     guest.sh("systemctl start qga")
-    assert active() == ["active", "inactive"]
+    wait_for_states("active", "inactive")
     guest.wait_for_agent()
     guest.sh(f"systemctl stop qga {OTHER}")
     guest.detach_channel(PORT)
     guest.attach(AGENT_CHANNEL)
     guest.wait_for_agent()
-    assert active() == ["active", "inactive"]
+    wait_for_states("active", "inactive")
 
 
 def test_removal_of_the_other_agent_leaves_this_one_whole(both_agents: Guest) -> None:

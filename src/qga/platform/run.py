@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a helper program of the system to its end: freeze hook, chpasswd, hwclock, shutdown.
 
-Blocks, so it belongs on a worker thread; the interpreter is free meanwhile, even while the kernel loads the program from
-a disk that hangs. The program gets a session of its own, nothing or the given bytes to read, and one pipe for what it
-writes; it is over when that pipe is closed and the program has ended.
+Blocks, so it belongs on a worker thread; the other threads go on, even while the kernel loads the program from a disk
+that hangs. The program gets a session of its own, nothing or the given bytes to read, and one pipe for what it writes;
+it is over when that pipe is closed and the program has ended.
 """
 
 import errno
