@@ -13,62 +13,58 @@ from .hypervisor import wait_for
 UNIT_FILE = "/etc/systemd/system/qga.service"
 
 
-@pytest.fixture
-def qga_guest(guest: Guest) -> Guest:
-    if guest.kind != "qga":
-        pytest.skip("about this project's own installer")
-    return guest
+pytestmark = pytest.mark.own
 
 
-def test_status_of_a_running_service(qga_guest: Guest) -> None:
-    told = qga_guest.sh("/opt/qga/bin/qga --service status").splitlines()
+def test_status_of_a_running_service(guest: Guest) -> None:
+    told = guest.sh("/opt/qga/bin/qga --service status").splitlines()
     assert f"{UNIT_FILE}: installed" in told
     assert told[-1] == "qga.service: active"
 
 
-def test_package_carries_what_runs_and_no_sources_of_it(qga_guest: Guest) -> None:
+def test_package_carries_what_runs_and_no_sources_of_it(guest: Guest) -> None:
     package = "/opt/qga/lib/python3*/site-packages/qga"
-    assert qga_guest.sh(f"find {package} -name '*.so' -o -name 'py.typed' | wc -l") == "3"
-    assert qga_guest.sh(f"find {package} -name '*.pyx' -o -name '*.c'") == ""
+    assert guest.sh(f"find {package} -name '*.so' -o -name 'py.typed' | wc -l") == "3"
+    assert guest.sh(f"find {package} -name '*.pyx' -o -name '*.c'") == ""
 
 
-def test_uninstall_ends_the_agent_and_install_starts_it_at_once(qga_guest: Guest) -> None:
-    qga_guest.sh("/opt/qga/bin/qga --service uninstall")
-    assert qga_guest.run("systemctl is-active qga").output.strip() == "inactive"
-    assert qga_guest.run("/opt/qga/bin/qga --service status").status == 4
-    assert qga_guest.run("find /etc -name '*qga*' -o -name '*fsfreeze*' | grep .").output == ""
-    qga_guest.sh("/opt/qga/bin/qga --service install")
-    qga_guest.wait_for_agent()
-    wait_for(lambda: qga_guest.run("/opt/qga/bin/qga --service status").status == 0, "the service to be active")
+def test_uninstall_ends_the_agent_and_install_starts_it_at_once(guest: Guest) -> None:
+    guest.sh("/opt/qga/bin/qga --service uninstall")
+    assert guest.run("systemctl is-active qga").output.strip() == "inactive"
+    assert guest.run("/opt/qga/bin/qga --service status").status == 4
+    assert guest.run("find /etc -name '*qga*' -o -name '*fsfreeze*' | grep .").output == ""
+    guest.sh("/opt/qga/bin/qga --service install")
+    guest.wait_for_agent()
+    wait_for(lambda: guest.run("/opt/qga/bin/qga --service status").status == 0, "the service to be active")
 
 
-def test_install_through_the_agent_itself_does_not_end_it(qga_guest: Guest) -> None:
-    before = qga_guest.main_pid()
-    status, output = qga_guest.execute("/opt/qga/bin/qga", "--service", "install")
+def test_install_through_the_agent_itself_does_not_end_it(guest: Guest) -> None:
+    before = guest.main_pid()
+    status, output = guest.execute("/opt/qga/bin/qga", "--service", "install")
     assert status == 0, output
-    assert qga_guest.main_pid() == before
+    assert guest.main_pid() == before
 
 
-def test_programs_in_the_hook_directory_run_around_a_freeze(qga_guest: Guest) -> None:
+def test_programs_in_the_hook_directory_run_around_a_freeze(guest: Guest) -> None:
     hook = "/etc/qemu/fsfreeze-hook.d/10-database"
-    qga_guest.sh(f"cat >{hook}; chmod +x {hook}", stdin='#!/bin/sh\necho "$1" >>/run/database\n')
-    qga_guest.virsh("domfsfreeze")
-    qga_guest.virsh("domfsthaw")
-    assert qga_guest.sh("cat /run/database").split() == ["freeze", "thaw"]
-    assert f"{hook} thaw ended with status 0" in qga_guest.sh("cat /var/log/qga-fsfreeze-hook.log")
-    qga_guest.sh(f"rm {hook} /run/database")
+    guest.sh(f"cat >{hook}; chmod +x {hook}", stdin='#!/bin/sh\necho "$1" >>/run/database\n')
+    guest.virsh("domfsfreeze")
+    guest.virsh("domfsthaw")
+    assert guest.sh("cat /run/database").split() == ["freeze", "thaw"]
+    assert f"{hook} thaw ended with status 0" in guest.sh("cat /var/log/qga-fsfreeze-hook.log")
+    guest.sh(f"rm {hook} /run/database")
 
 
 OTHER = "qemu-guest-agent"
 
 
 @pytest.fixture
-def both_agents(qga_guest: Guest) -> Iterator[Guest]:
+def both_agents(guest: Guest) -> Iterator[Guest]:
     """A guest with the distribution's agent installed beside this one."""
-    qga_guest.sh(f"dpkg --install /var/debs/{OTHER}_*.deb", timeout=120)
-    yield qga_guest
-    qga_guest.sh(f"dpkg --purge {OTHER}; systemctl start qga", timeout=120)
-    qga_guest.wait_for_agent()
+    guest.sh(f"dpkg --install /var/debs/{OTHER}_*.deb", timeout=120)
+    yield guest
+    guest.sh(f"dpkg --purge {OTHER}; systemctl start qga", timeout=120)
+    guest.wait_for_agent()
 
 
 def test_only_one_of_two_agents_runs(both_agents: Guest) -> None:
