@@ -52,9 +52,9 @@ class HandleTable:
         except KeyError:
             raise CommandError(f"handle '{handle}' has not been found") from None
 
-    def remove(self, handle: int) -> None:
-        """Forget a handle."""
-        del self._files[handle]
+    def pop(self, handle: int) -> OpenFile:
+        """Forget a handle, and return its file, which is the caller's from now on."""
+        return self._files.pop(handle)
 
     def _reserve(self) -> None:
         statefile.write(self._state_dir, self._next + HANDLE_STEP)
@@ -69,7 +69,7 @@ class Agent:
         self.workers = WorkerPool(asyncio.get_running_loop())
         self.files = files
         self.processes: dict[int, Process] = {}
-        self.freezing = FreezeState(config, frozen)
+        self.freezing = FreezeState(config, self.workers, frozen)
         self._allowed = allowed_names(config.allow_rpcs, config.block_rpcs)
 
     @property

@@ -6,6 +6,9 @@ QgaError
 │   └── CommandNotFound unknown, or not allowed now
 ├── ConfigError         an option, the configuration file or the state directory; the agent does not start
 └── ChannelError        the path to the host cannot be opened or was lost
+
+OSError
+└── CallError           a failed system call, named as the C agent names it; the dispatcher makes the reply of it
 """
 
 import os
@@ -33,6 +36,14 @@ class ConfigError(QgaError):
 
 class ChannelError(QgaError):
     """A channel cannot be opened, or broke."""
+
+
+class CallError(OSError):
+    """A failed system call on a named file; `call` reads like `open("/proc/stat")`."""
+
+    def __init__(self, call: str, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.call = call
 
 
 def strerror(exc: OSError) -> str:

@@ -12,23 +12,28 @@ from functools import partial
 
 from . import logs
 from .config import Config
-from .errors import CommandError, CommandNotFound, from_os, strerror
+from .errors import CallError, CommandError, CommandNotFound, from_os, strerror
 from .platform import freeze, run
 from .platform.mounts import list_mounts
-from .platform.proc import CallError
 from .workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
 
+DRAIN_SECONDS = 2.0
+"""How long a freeze waits for commands under way; one that hangs in the kernel does not hold it up for more."""
+
+
 class FreezeState:
     """Whether file systems are frozen, and the way there and back; all methods belong to the event loop's thread.
 
+    commands: the threads of the commands, none of which should be in a write when the freeze begins.
     frozen: an agent with the same state directory froze them and ended before the thaw.
     """
 
-    def __init__(self, config: Config, frozen: bool) -> None:
+    def __init__(self, config: Config, commands: WorkerPool, frozen: bool) -> None:
         self._config = config
+        self._commands = commands
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._filesystems = freeze.Frozen()
@@ -92,6 +97,9 @@ class FreezeState:
         await self._workers.run(self._mark)
         self.frozen = self._freezing = True
         self._start_watchdog()
+        # No signal ends a thread that sleeps in a write to what is frozen: were this agent killed, its channel would
+        # stay taken, and the next agent could not open it to thaw.
+        await self._commands.drain(DRAIN_SECONDS)
 
     def _mark(self) -> None:
         try:

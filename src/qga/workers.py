@@ -9,6 +9,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -28,6 +29,8 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._threads = 0
         self._unfinished = 0
+        self._drained = asyncio.Event()
+        self._drained.set()
         self.ensure_idle()
 
     def ensure_idle(self) -> None:
@@ -41,8 +44,15 @@ class WorkerPool:
         if self._unfinished >= self._threads and self._threads < THREADS_MAX:
             self._start_thread()
         self._unfinished += 1
+        self._drained.clear()
         self._jobs.put((function, future))
         return future
+
+    async def drain(self, patience: float) -> None:
+        """Wait until no job runs any more, abandoned ones included, `patience` seconds at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._drained.wait()
 
     def _start_thread(self) -> None:
         threading.Thread(target=self._work, name="qga-worker", daemon=True).start()
@@ -63,6 +73,8 @@ class WorkerPool:
 
     def _finish(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         self._unfinished -= 1
+        if self._unfinished == 0:
+            self._drained.set()
         if self._threads - self._unfinished > KEPT:
             self._threads -= 1
             self._jobs.put(None)

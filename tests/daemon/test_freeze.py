@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 
 from qga.platform.freeze import FIFREEZE
 from tests.agents import QGA, AgentProcess, Client
+from tests.daemon.observe import eventually
 from tests.loopdev import World, freeze_lock, is_frozen
 
 pytestmark = pytest.mark.root
@@ -71,13 +72,6 @@ def asking(client: Client, execute: str, **arguments: Any) -> Iterator[list[dict
     assert not thread.is_alive(), f"{execute} is not answered"
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 def sleeps_in_kernel(pid: int) -> bool:
     """Whether a process waits uninterruptibly, as in a write to a frozen file system."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
@@ -102,7 +96,7 @@ def test_writes_sleep_from_freeze_to_thaw(world: World, start: Start, kind: str)
         assert client.ok("guest-fsfreeze-status") == "frozen"
         target = world.path("/mnt/a/file")
         with subprocess.Popen(["dd", "if=/dev/zero", f"of={target}", "count=1", "status=none"]) as writer:
-            wait_until(lambda: sleeps_in_kernel(writer.pid))
+            eventually(lambda: sleeps_in_kernel(writer.pid))
             time.sleep(0.2)
             assert sleeps_in_kernel(writer.pid)
             assert client.ok("guest-fsfreeze-thaw") == 1
@@ -310,7 +304,7 @@ def test_log_is_silent_while_frozen_and_complete_afterwards(world: World, start:
         client.error("guest-exec", path="/bin/true")
         assert log.stat().st_size == size
         client.ok("guest-fsfreeze-thaw")
-        wait_until(lambda: "guest-exec: refused" in log.read_text())
+        eventually(lambda: "guest-exec: refused" in log.read_text())
 
 
 def test_client_that_leaves_after_the_freeze_changes_nothing(world: World, start: Start) -> None:
@@ -319,7 +313,7 @@ def test_client_that_leaves_after_the_freeze_changes_nothing(world: World, start
     with agent.connect() as client:
         client.send(b'{"execute":"guest-fsfreeze-freeze"}')  # does not even wait for the reply
     with agent.connect() as client:
-        wait_until(lambda: client.ok("guest-fsfreeze-status") == "frozen")
+        eventually(lambda: client.ok("guest-fsfreeze-status") == "frozen")
         time.sleep(0.2)
         assert is_frozen(world.path("/mnt/a"))
         assert client.ok("guest-fsfreeze-thaw") == 1
@@ -346,7 +340,7 @@ def test_thaw_finds_a_thread_though_every_worker_sleeps_in_a_write(world: World,
         world.run("fsfreeze", "--freeze", "/mnt/a")  # so that all of them are asleep before the agent freezes
         for other, handle in zip(clients, handles, strict=True):
             other.send(b'{"execute":"guest-file-write","arguments":{"handle":%d,"buf-b64":"cWdh"}}\n' % handle)
-        wait_until(lambda: len(os.listdir(f"/proc/{agent.pid}/task")) >= 60)
+        eventually(lambda: len(os.listdir(f"/proc/{agent.pid}/task")) >= 60)
         world.add("ext4", "/mnt/b")
         assert client.ok("guest-fsfreeze-freeze") == 1
         assert client.ok("guest-ping") == {}
@@ -384,6 +378,40 @@ def test_agent_restarted_while_frozen_knows_and_thaws(world: World, start: Start
         assert client.ok("guest-file-open", path="/dev/null") > handle
 
 
+def test_writes_under_way_are_finished_before_the_freeze(world: World, start: Start) -> None:
+    """A thread that sleeps in the kernel would keep a killed agent's socket, and the next one could not thaw."""
+    world.add("ext4", "/mnt/a")
+    agent = start()
+    write = b'{"execute":"guest-file-write","arguments":{"handle":%d,"buf-b64":"' + b"cWdh" * (8 << 20) + b'"}}\n'
+    with ExitStack() as stack:
+        writers = [stack.enter_context(agent.connect()) for _ in range(6)]
+        client = stack.enter_context(agent.connect())
+        for writer in writers:
+            handle = writer.ok("guest-file-open", path="/mnt/a/file", mode="w")
+            stack.enter_context(sending(writer, write % handle))
+        while world.path("/mnt/a/file").stat().st_size == 0:
+            time.sleep(0.0001)  # each write takes milliseconds
+        assert client.ok("guest-fsfreeze-freeze") == 1
+        agent.process.kill()
+        agent.process.wait(5)
+    with start().connect() as client:
+        assert client.ok("guest-fsfreeze-thaw") == 1
+
+
+@contextmanager
+def sending(client: Client, data: bytes) -> Iterator[None]:
+    """Send from a thread of its own; whether all of it gets through does not matter."""
+
+    def send() -> None:
+        with suppress(OSError):
+            client.send(data)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    yield
+    thread.join()
+
+
 def test_daemon_started_while_frozen_writes_its_pid_file_at_the_thaw(world: World, start: Start) -> None:
     world.add("ext4", "/mnt/a")
     pid_file = world.shared / "qga.pid"
@@ -399,7 +427,7 @@ def test_daemon_started_while_frozen_writes_its_pid_file_at_the_thaw(world: Worl
         assert client.ok("guest-fsfreeze-thaw") == 1
         pid = int(pid_file.read_text())
         os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not pid_file.exists())
+    eventually(lambda: not pid_file.exists())
 
 
 def test_agent_whose_channel_ends_while_frozen_thaws_first(world: World) -> None:
@@ -529,7 +557,7 @@ def test_hook_that_takes_long_keeps_nobody_else_waiting(world: World, start: Sta
     agent = start(option)
     with agent.connect() as first, agent.connect() as second, agent.connect() as other:
         with asking(first, "guest-fsfreeze-freeze") as frozen:
-            wait_until(record.exists)
+            eventually(record.exists)
             with asking(second, "guest-fsfreeze-freeze") as refused:
                 assert other.ok("guest-ping") == {}
                 assert other.ok("guest-fsfreeze-status") == "thawed"
@@ -548,7 +576,7 @@ def test_thaw_waits_for_the_freeze_under_way(world: World, start: Start, gate: P
     agent = start(option)
     with agent.connect() as first, agent.connect() as second:
         with asking(first, "guest-fsfreeze-freeze") as frozen:
-            wait_until(record.exists)
+            eventually(record.exists)
             with asking(second, "guest-fsfreeze-thaw") as thawed:
                 time.sleep(0.1)
                 assert not thawed
@@ -566,9 +594,9 @@ def test_agent_told_to_end_during_the_freeze_hook_leaves_nothing_frozen(
     option, record = make_hook(world, f'[ "$1" = thaw ] || read -r go <{gate}')
     agent = start(option)
     with agent.connect() as client, asking(client, "guest-fsfreeze-freeze") as replies:
-        wait_until(record.exists)
+        eventually(record.exists)
         agent.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not accepts_clients(agent))
+        eventually(lambda: not accepts_clients(agent))
         time.sleep(seconds)
         gate.write_text("go\n")
     assert replies[0]["error"]["desc"] == "guest-fsfreeze-freeze refused: the agent is ending"
@@ -595,11 +623,11 @@ def test_watchdog_thaws_after_the_configured_time(world: World, start: Start) ->
     with agent.connect() as client:
         began = time.monotonic()
         assert client.ok("guest-fsfreeze-freeze") == 1
-        wait_until(lambda: client.ok("guest-fsfreeze-status") == "thawed")
+        eventually(lambda: client.ok("guest-fsfreeze-status") == "thawed")
         assert 0.5 <= time.monotonic() - began < 3
         assert not is_frozen(world.path("/mnt/a"))
         assert client.ok("guest-get-time") > 0
-        wait_until(lambda: record.read_text() == "freeze\nthaw\n")
+        eventually(lambda: record.read_text() == "freeze\nthaw\n")
         assert client.ok("guest-fsfreeze-thaw") == 0
     assert "thawed without a request: the freeze timed out after 0.5 s" in agent.log.read_text()
 
@@ -624,7 +652,7 @@ def test_watchdog_thaws_what_a_killed_predecessor_froze(world: World, start: Sta
     agent.process.kill()
     agent.process.wait()
     with start("--freeze-timeout=0.5").connect() as client:
-        wait_until(lambda: client.ok("guest-fsfreeze-status") == "thawed")
+        eventually(lambda: client.ok("guest-fsfreeze-status") == "thawed")
     assert not is_frozen(world.path("/mnt/a"))
 
 
@@ -636,7 +664,7 @@ def test_freeze_that_waits_for_itself_is_ended_by_the_watchdog(world: World, sta
     agent = start("--freeze-timeout=0.7")
     with agent.connect() as client, agent.connect() as other:
         with asking(client, "guest-fsfreeze-freeze") as replies:
-            wait_until(lambda: other.ok("guest-fsfreeze-status") == "frozen")
+            eventually(lambda: other.ok("guest-fsfreeze-status") == "frozen")
             assert other.ok("guest-ping") == {}
             assert not replies
         assert replies[0]["error"]["desc"] == "guest-fsfreeze-freeze timed out after 0.7 s"
@@ -734,7 +762,7 @@ def test_trim_tells_what_was_discarded(world: World, start: Start, kind: str) ->
         assert entry["path"] == "/mnt/a"
         assert entry["trimmed"] >= 8 << 20
         # XFS frees the blocks of a removed file in the background.
-        wait_until(lambda: client.ok("guest-fstrim") and image.stat().st_blocks * 512 <= full - (7 << 20))
+        eventually(lambda: client.ok("guest-fstrim") and image.stat().st_blocks * 512 <= full - (7 << 20))
 
 
 def test_trim_reports_each_filesystem_and_why_it_failed(world: World, start: Start) -> None:

@@ -212,6 +212,12 @@ def test_a_socket_of_another_family_is_refused(tmp_path: Path) -> None:
         assert activation_fails(tmp_path, listener.fileno()) == "unsupported listen fd type"
 
 
+def test_a_socket_that_does_not_listen_is_refused(tmp_path: Path) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert activation_fails(tmp_path, one.fileno()) == "the socket that was passed does not listen"
+
+
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
         assert "invalid file descriptor fd = 3" in activation_fails(tmp_path, file.fileno())

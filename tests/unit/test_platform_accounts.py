@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qga.errors import CommandError
+from qga.errors import CallError, CommandError
 from qga.platform.accounts import Login, list_logins, set_password
-from qga.platform.proc import CallError
 from tests.scratch import scratch_user, shadow_hash
 
 Record = Callable[..., bytes]

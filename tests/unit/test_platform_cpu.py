@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qga.errors import CallError
 from qga.platform import cpu
 from qga.platform.cpu import CpuTimes, Processor
-from qga.platform.proc import CallError
 from tests.trees import Tree
 
 PROCESSORS = """

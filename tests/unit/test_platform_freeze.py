@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from qga.errors import CallError
 from qga.platform.freeze import Frozen, is_marked, mark, open_mount, thaw, trim, unmark
 from qga.platform.mounts import Mount
-from qga.platform.proc import CallError
 from tests.loopdev import World, freeze_lock, is_frozen
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qga.errors import CallError
 from qga.platform import memory
 from qga.platform.memory import MemoryBlock
-from qga.platform.proc import CallError
 from tests.trees import Tree
 
 MEMORY = """

@@ -4,9 +4,8 @@
 from typing import NotRequired, TypedDict
 
 from ..agent import Agent
-from ..errors import CommandError, from_os
+from ..errors import CallError, CommandError
 from ..platform import cpu
-from ..platform.proc import CallError
 from ..protocol.registry import command
 
 LogicalProcessor = TypedDict("LogicalProcessor", {"logical-id": int, "online": bool, "can-offline": NotRequired[bool]})
@@ -15,11 +14,10 @@ LogicalProcessor = TypedDict("LogicalProcessor", {"logical-id": int, "online": b
 @command()
 def guest_get_vcpus(agent: Agent) -> list[LogicalProcessor]:
     """List processors, and which of them can be switched off."""
-    try:
-        processors = cpu.list_processors()
-    except CallError as exc:
-        raise from_os(exc.call, exc) from exc
-    return [{"logical-id": each.number, "online": each.online, "can-offline": each.can_offline} for each in processors]
+    return [
+        {"logical-id": each.number, "online": each.online, "can-offline": each.can_offline}
+        for each in cpu.list_processors()
+    ]
 
 
 @command(deadline=None)
@@ -32,7 +30,7 @@ def guest_set_vcpus(agent: Agent, vcpus: list[LogicalProcessor]) -> int:
     for vcpu in vcpus:
         try:
             _set_online(vcpu["logical-id"], vcpu["online"])
-        except CommandError:
+        except (CallError, CommandError):
             if done == 0:
                 raise
             break
@@ -41,9 +39,5 @@ def guest_set_vcpus(agent: Agent, vcpus: list[LogicalProcessor]) -> int:
 
 
 def _set_online(number: int, online: bool) -> None:
-    try:
-        has_switch = cpu.set_online(number, online)
-    except CallError as exc:
-        raise from_os(exc.call, exc) from exc
-    if not has_switch and not online:
+    if not cpu.set_online(number, online) and not online:
         raise CommandError(f"logical processor #{number} can't be offlined")

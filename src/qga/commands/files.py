@@ -39,7 +39,7 @@ class FileSeek(TypedDict):
     eof: bool
 
 
-@command()
+@command(undo=lambda agent, handle: agent.files.pop(handle).close())
 def guest_file_open(agent: Agent, path: str, mode: str = "r") -> int:
     """Open a file with an fopen mode and return a handle for it."""
     account("guest-file-open called, filepath: %s, mode: %s", path, mode)
@@ -60,7 +60,7 @@ def guest_file_close(agent: Agent, handle: int) -> None:
     """Close a handle; it is gone even if the close reports an error."""
     account("guest-file-close called, handle: %d", handle)
     with _using(agent, handle) as file:
-        agent.files.remove(handle)
+        agent.files.pop(handle)
         try:
             file.close()
         except OSError as exc:

@@ -7,7 +7,6 @@ from typing import Literal, NotRequired, TypedDict
 from ..agent import Agent
 from ..errors import CommandError, from_os
 from ..platform import memory
-from ..platform.proc import CallError
 from ..protocol.registry import command
 from ..protocol.schema import Uint64
 
@@ -64,7 +63,4 @@ def _set_online(index: Uint64, online: bool) -> MemoryBlockResponse:
 @command()
 def guest_get_memory_block_info(agent: Agent) -> MemoryBlockInfo:
     """Tell the size of a memory block in bytes."""
-    try:
-        return {"size": memory.block_size()}
-    except CallError as exc:
-        raise from_os(exc.call, exc) from exc
+    return {"size": memory.block_size()}

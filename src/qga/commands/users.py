@@ -4,9 +4,8 @@
 from typing import NotRequired, TypedDict
 
 from ..agent import Agent
-from ..errors import CommandError, from_os
+from ..errors import CommandError
 from ..platform import accounts
-from ..platform.proc import CallError
 from ..protocol.registry import command
 from ..protocol.schema import Payload, decoded, wire_bytes
 
@@ -16,11 +15,7 @@ User = TypedDict("User", {"user": str, "login-time": float, "domain": NotRequire
 @command()
 def guest_get_users(agent: Agent) -> list[User]:
     """List who is logged in, and since when: the earliest login of each user."""
-    try:
-        logins = accounts.list_logins()
-    except CallError as exc:
-        raise from_os(exc.call, exc) from exc
-    return [{"user": login.user, "login-time": login.time} for login in logins]
+    return [{"user": login.user, "login-time": login.time} for login in accounts.list_logins()]
 
 
 @command()

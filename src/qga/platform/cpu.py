@@ -8,6 +8,7 @@ import errno
 import os
 from typing import NamedTuple
 
+from ..errors import CallError
 from . import proc
 
 _DIRECTORY = "/sys/devices/system/cpu"
@@ -48,7 +49,7 @@ def set_online(number: int, online: bool, root: str = "") -> bool:
     try:
         with proc.calling(f'open("{switch}")'):
             fd = os.open(switch, os.O_RDWR | os.O_CLOEXEC)
-    except proc.CallError as exc:
+    except CallError as exc:
         if exc.errno == errno.ENOENT:
             return False
         raise

@@ -8,15 +8,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import CallError
+
 _BLOCK = 16384
-
-
-class CallError(OSError):
-    """A failed system call on a named file; `call` reads like `open("/proc/stat")`."""
-
-    def __init__(self, call: str, cause: OSError) -> None:
-        super().__init__(cause.errno, cause.strerror)
-        self.call = call
 
 
 @contextmanager

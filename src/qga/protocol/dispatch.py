@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._framing import ParseError, Span
-from ..errors import ChannelError, CommandError, CommandNotFound
+from ..errors import CallError, ChannelError, CommandError, CommandNotFound, from_os
 from ..limits import QUOTED_MAX
 from .registry import REGISTRY, Command
 from .reply import encode, error, success
@@ -100,7 +100,8 @@ class Dispatcher:
         deadline = self._agent.deadline(command)
         # Whoever takes it may answer: the worker that is about to send a bulk reply, or the deadline.
         claim = threading.Lock()
-        future = self._agent.workers.run(partial(_work, call, claim, ends.success_end, out))
+        undo = command.undo and partial(command.undo, self._agent)
+        future = self._agent.workers.run(partial(_work, call, undo, claim, ends.success_end, out))
         timer = deadline and asyncio.get_running_loop().call_later(deadline, _expire, future, claim, command, deadline)
         try:
             result = await future
@@ -114,10 +115,14 @@ class Dispatcher:
                 timer.cancel()
 
 
-def _work(call: Callable[[], Any], claim: threading.Lock, end: bytes, out: int) -> Any:
+def _work(
+    call: Callable[[], Any], undo: Callable[[Any], None] | None, claim: threading.Lock, end: bytes, out: int
+) -> Any:
     # On a worker thread: the handler, and the first part of a bulk reply, in one go to save a change of threads.
     result = call()
     if type(result) is not Stream:
+        if undo is not None and not claim.acquire(blocking=False):
+            undo(result)
         return result
     result.open(end)
     try:
@@ -181,6 +186,8 @@ def _reply(command: Command, result: Any, ends: Ends) -> bytes | None:
 
 def _failure(subject: Command | dict[str, Any], exc: Exception, ends: Ends) -> bytes:
     name = subject.name if isinstance(subject, Command) else subject.get("execute")
+    if isinstance(exc, CallError):
+        exc = from_os(exc.call, exc)
     if isinstance(exc, CommandError):
         logger.debug("%s: refused or failed", name)
         return error(exc, ends.error_start)

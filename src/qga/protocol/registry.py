@@ -19,7 +19,7 @@ A handler returns the value of `return` (None is `{}`), or a `stream.Stream` for
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ..limits import COMMAND_TIMEOUT
 from .schema import Param, params_of
@@ -27,6 +27,9 @@ from .schema import Param, params_of
 logger = logging.getLogger(__name__)
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+Undo: TypeAlias = Callable[[Any, Any], None]
 
 
 class Command(NamedTuple):
@@ -42,6 +45,8 @@ class Command(NamedTuple):
     delimited: bool
     deadline: float | None
     """Seconds, or None for a command that is never given up."""
+    undo: Undo | None
+    """Takes back a result that came after the deadline."""
 
     @property
     def summary(self) -> str:
@@ -60,6 +65,7 @@ def command(
     success_response: bool = True,
     delimited: bool = False,
     deadline: float | None = COMMAND_TIMEOUT,
+    undo: Undo | None = None,
 ) -> Callable[[Handler], Handler]:
     """Register the decorated function as a command.
 
@@ -68,6 +74,7 @@ def command(
     success_response: False for commands that answer only when they fail.
     delimited: a byte 0xFF goes before the reply to a success.
     deadline: seconds after which the client gets a timeout error; None for never.
+    undo: called with the agent and the result, on the worker thread, if the client has got that error already.
     """
 
     def register(handler: Handler) -> Handler:
@@ -86,6 +93,7 @@ def command(
             success_response=success_response,
             delimited=delimited,
             deadline=deadline,
+            undo=undo,
         )
         return handler
 

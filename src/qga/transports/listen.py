@@ -168,6 +168,8 @@ def inherited_socket() -> socket.socket | None:
         raise ChannelError(f"Socket activation failed: invalid file descriptor fd = 3: {strerror(exc)}") from exc
     if sock.family not in (socket.AF_UNIX, socket.AF_VSOCK):
         raise ChannelError("unsupported listen fd type")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ChannelError("the socket that was passed does not listen")
     os.set_inheritable(3, False)
     return sock
 
