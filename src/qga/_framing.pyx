@@ -206,6 +206,10 @@ cdef class Framer:
         Py_ssize_t colons
         Py_ssize_t blanks
         bint dialect                # needs the parser below
+        bint literal                # the string under way has neither escapes nor anything but ASCII so far
+        # The content of the last large string of that kind, which the parser need not look at again.
+        Py_ssize_t known
+        Py_ssize_t known_end
 
     def __cinit__(self):
         self.block = Block(BLOCK_SIZE)
@@ -298,6 +302,8 @@ cdef class Framer:
         self.token -= distance
         self.cursor -= distance
         self.end -= distance
+        self.known -= distance
+        self.known_end -= distance
 
     cdef void squeeze(self) noexcept:
         # White space between tokens is not limited by the protocol: keep one blank of each run.
@@ -329,6 +335,7 @@ cdef class Framer:
         self.cursor -= stop - kept
         self.end -= stop - kept
         self.blanks = 0
+        self.known = self.known_end = 0  # it was moved, and another string may come to lie there
 
     cdef void forget_request(self) noexcept:
         self.start = self.token = self.cursor
@@ -336,6 +343,7 @@ cdef class Framer:
         self.token_count = self.token_bytes = 0
         self.colons = self.blanks = 0
         self.dialect = False
+        self.known = self.known_end = 0
 
     # --- the lexer
 
@@ -369,6 +377,7 @@ cdef class Framer:
         if self.token_count == 0:
             self.start = self.cursor
         self.cursor += 1
+        self.literal = True
         if byte == c'"':
             self.state = DOUBLE_QUOTED
         elif byte == c":":
@@ -420,14 +429,18 @@ cdef class Framer:
         if byte == quote:
             if self.cursor - self.token >= SPAN_MIN:
                 self.dialect = True
+                if self.literal:
+                    self.known, self.known_end = self.token + 1, self.cursor - 1
             self.state = BETWEEN
             return self.end_token()
         if byte == c"\\":
+            self.literal = False
             self.state = DOUBLE_QUOTED_ESCAPE if self.state == DOUBLE_QUOTED else SINGLE_QUOTED_ESCAPE
         elif byte < 0x20 or byte >= 0xFE:
             return self.stray()
         elif byte >= 0x7F:
             self.dialect = True
+            self.literal = False
         return MORE
 
     cdef Outcome in_escape(self, unsigned char byte) noexcept nogil:
@@ -509,6 +522,8 @@ cdef class Framer:
         parser = Parser(self.block)
         parser.cursor = text
         parser.end = text + size
+        parser.known = self.block.base + self.known
+        parser.known_end = self.block.base + self.known_end
         try:
             return parser.value()
         except _Defect as defect:
@@ -571,6 +586,8 @@ cdef class Parser:
         Block block
         const unsigned char *cursor
         const unsigned char *end
+        const unsigned char *known
+        const unsigned char *known_end
 
     def __init__(self, Block block):
         self.block = block
@@ -647,6 +664,8 @@ cdef class Parser:
             const unsigned char *text = self.cursor + 1
             const unsigned char *stop = text
             bint plain = True
+        if text == self.known:
+            stop = self.known_end
         while True:
             stop += qga_plain_prefix(stop, self.end - stop, quote)
             if stop[0] == quote:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -351,6 +352,33 @@ def test_several_long_strings_of_one_request_are_there_together() -> None:
     framer.feed(b'{"a":"%b","b":["%b",{"c":"%b"}],"d":"%b"}' % tuple(texts))
     [value] = framer
     assert [bytes(span) for span in spans_in(value)] == texts
+
+
+LARGE_STRINGS = {
+    "plain": '"' + "cWdh" * 10_000 + '"',
+    "escape": '"' + "cWdh" * 9_000 + "\\n" + "cWdh" * 1_000 + '"',
+    "other text": '"' + "cWdh" * 9_000 + "\u00e9" + "cWdh" * 1_000 + '"',
+    "blanks": " " * 100_000 + '"x"',
+}
+
+
+@pytest.mark.parametrize("step", [7_001, 50_001, 1_000_000])
+@pytest.mark.parametrize("kinds", list(itertools.product(LARGE_STRINGS, repeat=3)), ids="-".join)
+def test_large_strings_of_all_kinds_do_not_mix(kinds: tuple[str, ...], step: int) -> None:
+    framer = Framer()
+    text = "[" + ",".join(LARGE_STRINGS[kind] for kind in kinds) + "]"
+    data = text.encode() * 2 + PING
+    items = framed([data[at : at + step] for at in range(0, len(data), step)], framer)
+    assert items == [json.loads(text)] * 2 + [json.loads(PING)]
+
+
+@pytest.mark.parametrize("filler", range(29_980, 29_995))
+def test_string_in_the_place_that_another_had_before_blanks_were_squeezed_out(filler: int) -> None:
+    """One of these fillers puts the last string exactly where the first one was."""
+    blanks = " " * 130_000
+    fillers = f'"{"b" * 30_000}","{"b" * filler}"'
+    parts = ["[" + " " * 100_000 + '"' + "a" * 40_000 + '",', blanks, f'{fillers},"short",1,2,3{blanks}', "]"]
+    assert framed(part.encode() for part in parts) == [json.loads("".join(parts))]
 
 
 def test_span_keeps_its_bytes_while_the_framer_goes_on() -> None:
