@@ -38,8 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the scenarios, and run all of one agent before all of the next."""
-    items[:] = [item for item in items if _kind(item) == "qga" or not item.get_closest_marker("own")]
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    here = {item for item in items if Path(__file__).parent in item.path.parents}
+    ours = [item for item in items if item in here and (_kind(item) == "qga" or not item.get_closest_marker("own"))]
     for item in ours:
         item.add_marker("vm")
         item.add_marker(pytest.mark.timeout(TIMEOUT))
@@ -50,8 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=mark.args[0], strict=True))
     order = {item: index for index, item in enumerate(items)}
     ours.sort(key=lambda item: (WANTED.index(_kind(item)), MODULES.index(item.path.stem), order[item]))
-    others = set(items) - set(ours)
-    items[:] = [item for item in items if item in others] + ours
+    items[:] = [item for item in items if item not in here] + ours
 
 
 def _kind(item: pytest.Item) -> str:
