@@ -714,7 +714,7 @@ cdef class Parser:
             return False
         if name == "null":
             return None
-        raise _Defect(f"invalid keyword '{name}'")
+        raise _Defect(f"invalid keyword '{name[:QUOTED_MAX]}'")
 
 
 cdef str decode_text(const unsigned char *text, const unsigned char *end, bint strict):

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 from ._version import PROTOCOL_LEVEL
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return service_main(arguments[1:])
     _open_standard_streams()
-    _keep_descriptors_from_programs()
+    _shed_inheritance()
     # Nothing may be written while file systems are frozen, least of all by an import.
     sys.dont_write_bytecode = True
     try:
@@ -38,8 +39,10 @@ def _open_standard_streams() -> None:
     os.close(fd)
 
 
-def _keep_descriptors_from_programs() -> None:
-    # Whoever started the agent may have left it more than the standard streams; what it starts gets none of those.
+def _shed_inheritance() -> None:
+    # What whoever started the agent ignores may include the end of children, and then nobody could wait for them.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # The programs that the agent starts get none of the descriptors that it was started with.
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing itself is closed by now
             if int(name) > 2:

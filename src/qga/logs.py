@@ -21,8 +21,11 @@ from .errors import ConfigError, strerror
 PENDING_MAX: Final = 256
 """Lines kept while frozen: enough for what happens in a freeze, too few to matter for memory."""
 
-SYSLOG_LINE_MAX: Final = 8096
-"""Bytes of an accounting line; syslog daemons cut at 8 KiB (rsyslog's default) or above."""
+LINE_MAX: Final = 8096
+"""Characters of a message, and bytes of one to syslog, whose daemons cut at 8 KiB (rsyslog's default) or above.
+
+Clients choose names of up to 64 MiB.
+"""
 
 RECONNECT_SECONDS: Final = 1.0
 _USER_INFO: Final = 14
@@ -157,7 +160,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = _printable(record.getMessage())
+            text = _printable(record.getMessage()[:LINE_MAX])
             if record.exc_info:
                 text += "\n" + _TRACEBACKS.formatException(record.exc_info)
             line = f"{record.created:.6f}: {record.levelname.lower()}: {text}\n"
@@ -193,9 +196,9 @@ def setup(config: Config, *, frozen: bool = False) -> None:
 
 def account(message: str, *args: object) -> None:
     """Record in syslog that a client did something; `message` takes `args` by the % operator."""
-    text = _printable(message % args)
+    text = _printable((message % args)[:LINE_MAX])
     line = f"<{_USER_INFO}>qga[{os.getpid()}]: info: {text}".encode(errors="backslashreplace")
-    _gate.pass_on(_syslog.write, line[:SYSLOG_LINE_MAX])
+    _gate.pass_on(_syslog.write, line[:LINE_MAX])
 
 
 def reopen() -> None:

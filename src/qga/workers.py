@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 KEPT = 2
-"""Idle threads that stay, so that a thaw never has to start one."""
+"""Threads that are started at once and stay: a thaw, whose pool is its own, never has to start one."""
 
 THREADS_MAX = 64
 """Threads at once; with this many stuck or busy, further jobs wait."""
@@ -31,18 +31,15 @@ class WorkerPool:
         self._unfinished = 0
         self._drained = asyncio.Event()
         self._drained.set()
-        self.ensure_idle()
-
-    def ensure_idle(self) -> None:
-        """Start threads until `KEPT` of them are free, before a state in which none may be started."""
-        while self._threads - self._unfinished < KEPT and self._threads < THREADS_MAX:
+        for _ in range(KEPT):
             self._start_thread()
 
     def run(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
         """Call `function` on a thread. The future may be abandoned: the job then ends unheard."""
         future: asyncio.Future[Result] = self._loop.create_future()
         if self._unfinished >= self._threads and self._threads < THREADS_MAX:
-            self._start_thread()
+            with suppress(RuntimeError):  # no further thread is allowed: the job waits for one of those there are
+                self._start_thread()
         self._unfinished += 1
         self._drained.clear()
         self._jobs.put((function, future))

@@ -189,6 +189,13 @@ def test_long_stray_token_is_quoted_in_part(pair: Pair) -> None:
     assert ours == "JSON parse error, stray '\"" + "x" * (QUOTED_MAX - 1) + "'"
 
 
+def test_long_unknown_keyword_is_quoted_in_part(pair: Pair) -> None:
+    ours = pair.ours.replies(b"x" * 50_000 + b"\n")[0]["error"]["desc"]
+    theirs = pair.theirs.replies(b"x" * 50_000 + b"\n")[0]["error"]["desc"]
+    assert ours == "JSON parse error, invalid keyword '" + "x" * QUOTED_MAX + "'"
+    assert theirs.startswith("JSON parse error, invalid keyword '" + "x" * 900)
+
+
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 @pytest.mark.parametrize("depth", [1000, 1022, 1023, 1024, 1025, 1026])
 def test_same_replies_about_the_nesting_limit(pair: Pair, opening: bytes, depth: int) -> None:

@@ -7,17 +7,18 @@ import base64
 import hashlib
 import json
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 
-from tests.agents import AgentProcess, Client
+from tests.agents import QGA, AgentProcess, Client
 from tests.daemon.observe import (
     MIB,
     READ_MAX,
@@ -338,6 +339,18 @@ def test_memory_of_large_requests_is_given_back(agent: AgentProcess, own_client:
     own_client.ok("guest-file-write", handle=target, buf_b64=data)
     assert agent.memory("VmHWM") < idle + 70 * MIB, "a write is held once, as it was received"
     eventually(lambda: agent.memory() < idle + 4 * MIB, 3)
+
+
+def test_request_that_there_is_no_memory_for_costs_its_own_connection_only(tmp_path: Path) -> None:
+    with AgentProcess(QGA, tmp_path) as agent, agent.connect() as client:
+        client.ok("guest-ping")
+        limit = agent.memory("VmSize") + 40 * MIB
+        resource.prlimit(agent.pid, resource.RLIMIT_AS, (limit, limit))
+        with agent.connect() as greedy, suppress(ConnectionError):
+            greedy.send(b'{"execute":"guest-ping","id":"' + b"x" * (60 * MIB) + b'"}')
+            assert greedy.recv_line() == b""
+        client.ok("guest-ping")
+        assert agent.log.read_text().count(" lost\n") == 1
 
 
 def test_thousands_of_requests_leave_nothing_behind(agent: AgentProcess, own_client: Client, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qga.platform.process import FILES_MAX
 from tests.agents import QGA, AgentProcess, Client
 from tests.daemon.observe import (
     MIB,
@@ -145,6 +146,23 @@ def test_a_program_gets_no_descriptor_that_the_agent_was_started_with(tmp_path: 
     with AgentProcess(started, tmp_path) as agent, agent.connect() as client:
         status = run(client, SHELL, "-c", "test -e /proc/self/fd/7")
     assert status["exitcode"] == 1
+
+
+def test_finished_programs_that_nobody_asks_about_leave_descriptors_to_others(agent: AgentProcess) -> None:
+    programs = 400
+    with agent.connect() as client:
+        pids = [start(client, "head", "-c", "70000", "/dev/zero", capture_output=True) for _ in range(programs)]
+        eventually(lambda: not children(agent.pid), 60)
+        eventually(lambda: len(descriptors(agent.pid)) < FILES_MAX + 40)
+        for pid in (pids[0], pids[-1]):
+            assert ended(client, pid)["out-data"] == bytes(70000)
+        assert len(descriptors(agent.pid)) < FILES_MAX + 40
+
+
+def test_an_agent_started_by_one_that_ignores_its_children_does_not(tmp_path: Path) -> None:
+    ignoring = [SHELL, "-c", "trap '' CHLD; exec \"$@\"", "name", *QGA]
+    with AgentProcess(ignoring, tmp_path) as agent, agent.connect() as client:
+        assert run(client, SHELL, "-c", "exit 3")["exitcode"] == 3
 
 
 def test_signals_have_their_default_action(client: Client) -> None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import fcntl
 import json
+import mmap
 import os
 import pty
 import re
@@ -211,6 +213,27 @@ def test_the_mode_of_new_files_can_be_configured(tmp_path: Path) -> None:
 
 def test_zeros_without_end(client: Client) -> None:
     assert read(client, opened(client, "/dev/zero")) == (bytes(READ_MAX), False)
+
+
+@contextmanager
+def memory_that_ends_badly(path: Path, size: int) -> Iterator[int]:
+    """Yields the address of `size` bytes "A", behind which /proc/PID/mem fails as a bad disk does."""
+    path.write_bytes(b"A" * 2 * size)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as area:
+        first = ctypes.c_char.from_buffer(area)
+        file.truncate(size)
+        yield ctypes.addressof(first)
+        del first
+
+
+@pytest.mark.parametrize(("size", "count"), [(1000, 4096), (400_000, 480_000)])
+def test_a_medium_that_fails_after_some_bytes(client: Client, tmp_path: Path, size: int, count: int) -> None:
+    with memory_that_ends_badly(tmp_path / "mapped", MIB) as start:
+        handle = opened(client, f"/proc/{os.getpid()}/mem")
+        client.ok("guest-file-seek", handle=handle, offset=start + MIB - size, whence="set")
+        assert read(client, handle, count) == (b"A" * size, False)
+        assert client.error("guest-file-read", handle=handle) == "failed to read file: Input/output error"
+        client.ok("guest-file-close", handle=handle)
 
 
 def test_a_full_device_refuses_the_write(client: Client) -> None:

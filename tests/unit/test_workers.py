@@ -110,13 +110,33 @@ def test_idle_threads_beyond_a_few_end(census: Census) -> None:
 def test_threads_are_there_before_they_are_needed(census: Census) -> None:
     async def test(pool: WorkerPool) -> None:
         await census.settles_at(KEPT)
+
+    with_pool(test)
+
+
+def test_without_further_threads_jobs_wait_for_those_there_are() -> None:
+    async def test(pool: WorkerPool) -> None:
+        former = threading.stack_size(1 << 46)  # more than there is address space
+        try:
+            assert await asyncio.gather(*(pool.run(lambda: 1) for _ in range(20))) == [1] * 20
+        finally:
+            threading.stack_size(former)
+
+    with_pool(test)
+
+
+def test_draining_waits_for_every_job_but_not_for_ever() -> None:
+    async def test(pool: WorkerPool) -> None:
+        await pool.drain(60)
         release = threading.Event()
         jobs = [pool.run(release.wait) for _ in range(3)]
-        pool.ensure_idle()
-        await census.settles_at(3 + KEPT)
-        release.set()
-        await asyncio.gather(*jobs)
-        await census.settles_at(KEPT)
+        jobs[0].cancel()
+        began = time.monotonic()
+        await pool.drain(0.1)
+        assert 0.1 <= time.monotonic() - began < 5
+        asyncio.get_running_loop().call_later(0.1, release.set)
+        await pool.drain(60)
+        assert 0.2 <= time.monotonic() - began < 5
 
     with_pool(test)
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, 
 from pybase64 import b64encode
 
 from ..agent import Agent
-from ..errors import CommandError, strerror
+from ..errors import CommandError, from_os, strerror
 from ..limits import EXEC_OUTPUT_MAX
 from ..logs import account
 from ..platform import process
-from ..platform.process import Capture, Feed, Process
+from ..platform.process import SMALL, Capture, Feed, Process
 from ..protocol.registry import command
 from ..protocol.schema import Payload, decoded, wire_bytes
 from ..protocol.stream import Bulk, Stream
@@ -21,6 +21,8 @@ from ..protocol.stream import Bulk, Stream
 CaptureMode = Literal["none", "stdout", "stderr", "separated", "merged"]
 CaptureOutput = Annotated[bool | CaptureMode, "GuestExecCaptureOutput"]
 End = TypeVar("End", Feed, Capture)
+
+READING = "failed to read captured output"
 
 
 class Exec(TypedDict):
@@ -84,7 +86,7 @@ async def guest_exec(
     return {"pid": pid}
 
 
-@command(inline=True)
+@command(inline=True, deadline=None)
 def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, ExecStatus]:
     """Tell whether a program has ended, and if so how and what it wrote; that answer is given once."""
     account("guest-exec-status called, pid: %d", pid)
@@ -94,7 +96,6 @@ def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, 
     ended = child.ended
     if ended is None:
         return {"exited": False}
-    del agent.processes[pid]
     members: dict[str, Any] = {"exited": True}
     if ended.exit_code is not None:
         members["exitcode"] = ended.exit_code
@@ -104,13 +105,14 @@ def guest_exec_status(agent: Agent, pid: int) -> ExecStatus | Annotated[Stream, 
     for name, capture in (("out", child.out), ("err", child.err)):
         if capture is None or not capture.size:
             continue
-        if capture.kept:
+        if capture.size <= SMALL:
             members[f"{name}-data"] = b64encode(capture.kept).decode()
             members[f"{name}-truncated"] = capture.truncated
         else:
             bulks.append(_bulk(name, capture))
+    del agent.processes[pid]
     if bulks:
-        return Stream(members, bulks, "failed to read captured output", child)
+        return Stream(members, bulks, READING, child)
     child.release()
     return cast(ExecStatus, members)
 
@@ -143,7 +145,8 @@ def _start(argv: list[bytes], env: list[bytes] | None, pipes: Pipes) -> tuple[in
 
 
 def _bulk(name: str, capture: Capture) -> Bulk:
-    os.lseek(capture.memory, 0, os.SEEK_SET)
-    return Bulk(
-        f"{name}-data", capture.memory, capture.size, lambda count, eof: {f"{name}-truncated": capture.truncated}
-    )
+    try:
+        source = capture.file()
+    except OSError as exc:
+        raise from_os(READING, exc) from exc
+    return Bulk(f"{name}-data", source, capture.size, lambda count, eof: {f"{name}-truncated": capture.truncated})

@@ -26,11 +26,9 @@ def read(path: str) -> bytes:
     """The whole file; OSError. Read to its end, since one read of a list in /proc gives a page or so."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = os.read(fd, _BLOCK)
-        if not data:
-            return data
-        while more := os.read(fd, _BLOCK):
-            data += more
+        data = b""
+        while block := os.read(fd, _BLOCK):
+            data += block
         return data
     finally:
         os.close(fd)

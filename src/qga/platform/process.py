@@ -24,6 +24,9 @@ SPLICE_SIZE = 1 << 20
 SMALL = 64 << 10
 """Most bytes of output that are kept without a descriptor once the program has ended."""
 
+FILES_MAX = 256
+"""Memory files at once for programs that have ended: nobody may ever ask, and descriptors are few."""
+
 DEFAULT_PATH = b"/bin:/usr/bin:."
 """Where programs are looked for if there is no PATH."""
 
@@ -84,17 +87,19 @@ def _spawn_first(argv: list[bytes], env: Environment, stdin: int, stdout: int, s
 class Capture:
     """Takes what a child writes to a pipe: the first `limit` bytes are kept, the rest is read and dropped."""
 
+    _files = 0
+
     def __init__(self, limit: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self.memory = os.memfd_create("qga-exec", os.MFD_CLOEXEC)
-        """Descriptor of the kept bytes, unless they are in `kept`."""
         self.kept = b""
-        """The output once it has ended, if it is small: nobody may ever ask for it, and descriptors are few."""
+        """The output once it has ended, unless it is in a memory file."""
+        self._memory = -1
+        self._open_memory()
         try:
             self._pipe, self.child_end = os.pipe()
         except OSError:
-            os.close(self.memory)
+            self._close_memory()
             raise
         self.size = 0
         self.truncated = False
@@ -108,6 +113,16 @@ class Capture:
         os.close(self.child_end)
         self._loop.add_reader(self._pipe, self._take)
 
+    def file(self) -> int:
+        """Descriptor of the output, at its start; OSError if there can be none."""
+        if self._memory < 0:
+            self._open_memory()
+            with open(self._memory, "wb", closefd=False) as file:
+                file.write(self.kept)
+            self.kept = b""
+        os.lseek(self._memory, 0, os.SEEK_SET)
+        return self._memory
+
     def close(self) -> None:
         """Forget everything; the child's writes fail from now on."""
         if not self.ended:
@@ -120,12 +135,12 @@ class Capture:
         """Undo the constructor, for a child that could not be started."""
         os.close(self.child_end)
         os.close(self._pipe)
-        os.close(self.memory)
+        self._close_memory()
 
     def _take(self) -> None:
         room = min(self._limit - self.size, SPLICE_SIZE)
         try:
-            taken = os.splice(self._pipe, self.memory, room) if room else len(os.read(self._pipe, 65536))
+            taken = os.splice(self._pipe, self._memory, room) if room else len(os.read(self._pipe, 65536))
         except BlockingIOError:
             return
         except OSError:  # no memory for more: the rest is dropped, so that the child can go on
@@ -143,14 +158,19 @@ class Capture:
         self._loop.remove_reader(self._pipe)
         os.close(self._pipe)
         self.ended = True
-        if self.size <= SMALL:
-            self.kept = os.pread(self.memory, self.size, 0)
+        if self.size <= SMALL or Capture._files > FILES_MAX:
+            self.kept = os.pread(self._memory, self.size, 0)
             self._close_memory()
 
+    def _open_memory(self) -> None:
+        self._memory = os.memfd_create("qga-exec", os.MFD_CLOEXEC)
+        Capture._files += 1
+
     def _close_memory(self) -> None:
-        if self.memory >= 0:
-            os.close(self.memory)
-            self.memory = -1
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
+            Capture._files -= 1
 
 
 class Feed:

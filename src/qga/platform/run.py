@@ -142,14 +142,19 @@ class _Child:
     def close(self) -> None:
         """Let go of the program; one that has not ended is killed with its process group."""
         self._close_pipes()
-        if not self._ended:
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
-            try:
-                self._reap(time.monotonic() + KILLED_PATIENCE)
-            except _Overdue:
-                _left_behind.append(self._pid)
-        os.close(self._pidfd)
+        try:
+            if not self._ended:
+                self._kill()
+        finally:
+            os.close(self._pidfd)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        try:
+            self._reap(time.monotonic() + KILLED_PATIENCE)
+        except _Overdue:
+            _left_behind.append(self._pid)
 
     def _give(self) -> bool:
         """Write a block; whether there is more to write to a program that still reads."""

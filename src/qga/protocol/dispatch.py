@@ -127,6 +127,7 @@ def _work(
     result.open(end)
     try:
         if not claim.acquire(blocking=False):
+            result.rewind()
             raise CommandError("too late, the deadline has answered")
         return Started(result, pump(result, out))
     except BaseException:

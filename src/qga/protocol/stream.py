@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replies whose bulk is base64: sent block by block from a descriptor, never held whole."""
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from .._b64io import Encoder
@@ -72,8 +74,18 @@ class Stream:
                 return False
         except OSError:
             return False
-        self._make_encoders(end)
-        return self._encoders[0].prime_cached()
+        try:
+            self._make_encoders(end)
+            return self._encoders[0].prime_cached()
+        except BaseException:
+            self.release()
+            raise
+
+    def rewind(self) -> None:
+        """Put back what was read, for a reply that came too late; what a pipe or terminal gave is lost."""
+        for bulk, encoder in zip(self._bulks, self._encoders, strict=True):
+            with suppress(OSError):
+                os.lseek(bulk.source, -encoder.count, os.SEEK_CUR)
 
     def _acquire(self, timeout: float) -> bool:
         if not self._acquired:

@@ -92,7 +92,11 @@ class Channel:
     def lost(self, exc: Exception | None = None) -> None:
         """The channel is unusable."""
         if not self.closed.done():
-            logger.warning("%s lost: %s", self, exc)
+            expected = exc is None or isinstance(exc, OSError | ChannelError)
+            if expected:
+                logger.warning("%s lost: %s", self, exc)
+            else:
+                logger.error("%s lost", self, exc_info=exc)
             self.close(exc)
 
     # --- for the owner
@@ -129,7 +133,7 @@ class Channel:
     def _on_readable(self) -> None:
         try:
             got = self._session.readable(self._in)
-        except (OSError, ChannelError) as exc:
+        except Exception as exc:
             self.lost(exc)
             return
         if got == 0:

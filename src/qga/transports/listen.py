@@ -77,7 +77,12 @@ class Listener:
             return
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         fd = client.detach()
-        channel = self._make_channel(fd, fd)
+        try:
+            channel = self._make_channel(fd, fd)
+        except Exception:
+            logger.exception("cannot serve a client")
+            os.close(fd)
+            return
         self._channels.add(channel)
         channel.closed.add_done_callback(partial(self._forget, channel))
         channel.start()
