@@ -43,7 +43,7 @@ def _shed_inheritance() -> None:
     # What whoever started the agent ignores may include the end of children, and then nobody could wait for them.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # The programs that the agent starts get none of the descriptors that it was started with.
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         with contextlib.suppress(OSError):  # the listing itself is closed by now
             if int(name) > 2:
                 os.set_inheritable(int(name), False)
