@@ -106,7 +106,7 @@ class Session:
                     return self._begin(None)
             elif isinstance(reply, Started):
                 if not self._send_cached(reply.stream):
-                    return self._begin(self._return(reply))
+                    return self._begin(self._stream(reply))
             elif reply is not None:
                 return self._begin(reply)
         return self._begin(None)
@@ -121,10 +121,6 @@ class Session:
         if done:
             stream.release()
         return done
-
-    @staticmethod
-    async def _return(reply: Reply) -> Reply:
-        return reply
 
     def _idle(self) -> None:
         if self._framer.size > LARGE and self._trim is None:
@@ -142,7 +138,7 @@ class Session:
     async def _finish(self, pending: Coroutine[Any, Any, Reply] | None) -> None:
         # pending: the rest of a request; None if only the reply has to get out, or others have to get a turn.
         try:
-            reply = await (pending or _turn())
+            reply = await (pending or asyncio.sleep(0))
             if isinstance(reply, Started):
                 await self._stream(reply)
             elif reply is not None:
@@ -169,10 +165,6 @@ class Session:
                 done = await self._workers.run(partial(pump, stream, self._link.out_fd()))
         finally:
             stream.release()
-
-
-async def _turn() -> None:
-    await asyncio.sleep(0)
 
 
 _NOTHING: Final = object()
