@@ -84,8 +84,6 @@ class FreezeState:
             count = await self._workers.run(partial(self._filesystems.freeze, mounts, wanted))
         except CallError as exc:
             raise from_os(exc.call, exc) from exc
-        except OSError as exc:
-            raise from_os('open("/proc/self/mountinfo")', exc) from exc
         finally:
             self._freezing = False
         if self._filesystems.stopped:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qga.errors import CallError
 from qga.platform.mounts import Mount, list_mounts, unescape
 from tests import loops
 
@@ -72,7 +73,7 @@ def test_unescape(escaped: bytes, plain: bytes) -> None:
 
 
 def test_unreadable_list_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CallError, match="No such file"):
         list_mounts(str(tmp_path))
 
 

@@ -5,7 +5,6 @@ import os
 from typing import NotRequired, TypedDict
 
 from ..agent import Agent
-from ..errors import from_os
 from ..platform import block
 from ..platform.mounts import Mount, list_mounts
 from ..protocol.registry import command
@@ -28,11 +27,7 @@ FilesystemInfo = TypedDict(
 @command()
 def guest_get_fsinfo(agent: Agent) -> list[FilesystemInfo]:
     """List mounted file systems in mount order, with their size and disks."""
-    try:
-        mounts = list_mounts()
-    except OSError as exc:
-        raise from_os('open("/proc/self/mountinfo")', exc) from exc
-    return [_filesystem(mount) for mount in mounts]
+    return [_filesystem(mount) for mount in list_mounts()]
 
 
 def _filesystem(mount: Mount) -> FilesystemInfo:

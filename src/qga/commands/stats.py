@@ -30,12 +30,8 @@ class CpuStats(TypedDict):
 @command()
 def guest_get_cpustats(agent: Agent) -> list[CpuStats]:
     """Tell how long each online processor has been in which state."""
-    try:
-        processors = cpu.cpu_times()
-    except OSError as exc:
-        raise from_os('open("/proc/stat")', exc) from exc
     per_second = cpu.ticks_per_second()
-    return [_cpu_stats(processor, per_second) for processor in processors]
+    return [_cpu_stats(processor, per_second) for processor in cpu.cpu_times()]
 
 
 def _cpu_stats(processor: cpu.CpuTimes, per_second: int) -> CpuStats:
@@ -80,11 +76,7 @@ class DiskStatsInfo(TypedDict):
 @command()
 def guest_get_diskstats(agent: Agent) -> list[DiskStatsInfo]:
     """Tell how much each disk and partition has read and written."""
-    try:
-        devices = block.disk_stats()
-    except OSError as exc:
-        raise from_os('open("/proc/diskstats")', exc) from exc
-    return [_disk_stats(device) for device in devices]
+    return [_disk_stats(device) for device in block.disk_stats()]
 
 
 def _disk_stats(device: block.DiskStats) -> DiskStatsInfo:

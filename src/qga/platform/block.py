@@ -126,7 +126,7 @@ class DiskStats(NamedTuple):
 
 
 def disk_stats(root: str = "") -> list[DiskStats]:
-    """The counters of all disks and partitions, in the kernel's order; OSError.
+    """The counters of all disks and partitions, in the kernel's order; CallError.
 
     Fields: Linux, Documentation/admin-guide/iostats.rst.
     """

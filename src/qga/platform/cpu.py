@@ -73,7 +73,7 @@ class CpuTimes(NamedTuple):
 
 
 def cpu_times(root: str = "") -> list[CpuTimes]:
-    """The times of each online processor in clock ticks since boot; OSError."""
+    """The times of each online processor in clock ticks since boot; CallError."""
     times = []
     for line in proc.read(f"{root}/proc/stat").splitlines():
         if not line.startswith(b"cpu"):

@@ -23,7 +23,7 @@ class Mount(NamedTuple):
 
 
 def list_mounts(root: str = "") -> list[Mount]:
-    """Mounts on block devices in mount order, each device once, by its first mount; OSError."""
+    """Mounts on block devices in mount order, each device once, by its first mount; CallError."""
     mounts: dict[str, Mount] = {}
     for line in proc.read(f"{root}/proc/self/mountinfo").splitlines():
         mount = _parse(line, root)

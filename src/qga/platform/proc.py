@@ -4,6 +4,7 @@
 Functions that read them take `root`, a prefix of every path: empty for this machine, a directory for a captured tree.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,11 @@ def calling(call: str) -> Iterator[None]:
 
 
 def read(path: str) -> bytes:
-    """The whole file; OSError. Read to its end, since one read of a list in /proc gives a page or so."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """The whole file; CallError. Read to its end, since one read of a list in /proc gives a page or so."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise CallError(f'open("{path}")', exc) from exc
     try:
         data = b""
         while block := os.read(fd, _BLOCK):
@@ -38,5 +42,7 @@ def read_or_none(path: str) -> bytes | None:
     """Like `read`, None if there is no such file."""
     try:
         return read(path)
-    except FileNotFoundError:
-        return None
+    except CallError as exc:
+        if exc.errno == errno.ENOENT:
+            return None
+        raise
