@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -31,7 +32,8 @@ def render() -> str:
     rows = [_row(REGISTRY[name], structs) for name in sorted(REGISTRY)]
     text = HEAD + "\n".join(rows) + "\n\n## Types\n"
     for name, struct in structs.items():
-        members = [f"`{key}{_optional(annotation)}`: {_type(annotation, {})}" for key, annotation in _members(struct)]
+        optional = struct.__optional_keys__
+        members = [f"`{key}{'?' * (key in optional)}`: {_type(member, {})}" for key, member in _members(struct)]
         text += f"\n**{name}**: " + ", ".join(members) + "\n"
     return text
 
@@ -66,7 +68,7 @@ def _type(annotation: Any, structs: dict[str, Any]) -> str:
     if origin is list:
         return f"list of {_type(args[0], structs)}"
     if origin is Literal:
-        return " or ".join(f'"{word}"' for word in args)
+        return " or ".join(map(json.dumps, args))
     if origin in (types.UnionType, Union):
         branches = dict.fromkeys(_type(arg, structs) for arg in args if arg not in (type(None), Span))
         return "base64" if Span in args else " or ".join(branches)
@@ -81,10 +83,6 @@ def _type(annotation: Any, structs: dict[str, Any]) -> str:
 
 def _members(struct: Any) -> list[tuple[str, Any]]:
     return list(struct.__annotations__.items())
-
-
-def _optional(annotation: Any) -> str:
-    return "?" if get_origin(annotation) is NotRequired else ""
 
 
 if __name__ == "__main__":

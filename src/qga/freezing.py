@@ -68,7 +68,7 @@ class FreezeState:
             await self._run_hook("freeze")
             try:
                 count = await self._freeze(command, wanted)
-            except CommandError:
+            except BaseException:
                 await _quietly(self._thaw())
                 raise
             if count == 0:  # nothing to thaw but what others have frozen
@@ -122,8 +122,8 @@ class FreezeState:
     def _thaw_all(self) -> int:
         try:
             mounts = list_mounts()
-        except OSError as exc:
-            logger.error("cannot list what else may be frozen: %s", strerror(exc))
+        except Exception:  # whatever it is, what this agent froze is thawed
+            logger.exception("cannot list what else may be frozen")
             mounts = []
         return self._filesystems.thaw(mounts)
 

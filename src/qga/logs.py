@@ -31,6 +31,7 @@ RECONNECT_SECONDS: Final = 1.0
 _USER_INFO: Final = 14
 """RFC 3164 priority: facility user, severity informational, as the C agent has it."""
 
+_PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _STDERR: Final = 2
 _FILE_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -156,7 +157,14 @@ class Syslog:
 
 
 class _Handler(logging.Handler):
-    """Gives records to the log file, as `<seconds>.<microseconds>: <level>: <text>`."""
+    """Gives records to the log file, as `<seconds>.<microseconds>: <level>: <text>`.
+
+    journal: with the priority in front that systemd's journal files them under (sd-daemon(3)).
+    """
+
+    def __init__(self, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -164,6 +172,8 @@ class _Handler(logging.Handler):
             if record.exc_info:
                 text += "\n" + _TRACEBACKS.formatException(record.exc_info)
             line = f"{record.created:.6f}: {record.levelname.lower()}: {text}\n"
+            if self._journal:
+                line = f"<{_PRIORITIES[record.levelno]}>{line}"
             _gate.pass_on(_log_file.write, line.encode(errors="backslashreplace"))
         except Exception:
             self.handleError(record)  # a message that cannot be formatted is no reason to end
@@ -190,8 +200,14 @@ def setup(config: Config, *, frozen: bool = False) -> None:
     except OSError as exc:
         raise ConfigError(f"unable to open specified log file: {strerror(exc)}") from exc
     root = logging.getLogger()
-    root.handlers[:] = [_Handler()]
+    root.handlers[:] = [_Handler(config.logfile is None and _is_journal(_STDERR))]
     root.setLevel(logging.DEBUG if config.verbose else logging.ERROR)
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether systemd connected a stream to its journal (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def account(message: str, *args: object) -> None:

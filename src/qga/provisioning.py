@@ -21,11 +21,18 @@ from .errors import strerror
 
 UNIT: Final = "qga.service"
 PORT: Final = DEFAULT_PATHS["virtio-serial"]
+RULE: Final = "/etc/udev/rules.d/99-qga.rules"
+"""Behind qemu-ga's rules, 60-qemu-guest-agent.rules or 99-qemu-guest-agent.rules: the last one to name a unit wins."""
+
 HOOK: Final = "/etc/qemu/qga-fsfreeze-hook"
 """Not qemu-ga's own name for it: distributions' packages ship that file, and take it away when they are removed."""
 
 HOOK_DIRECTORY: Final = "/etc/qemu/fsfreeze-hook.d"
-"""The same directory as with qemu-ga, so that its hooks go on to work."""
+"""The same directory as with qemu-ga on Debian, so that its hooks go on to work."""
+
+FORMER_OPTIONS: Final = ("/etc/sysconfig/qemu-ga", "/etc/default/qemu-guest-agent")
+FORMER_HOOKS: Final = "/etc/qemu-ga/fsfreeze-hook.d"
+"""Where Fedora and RHEL, or Debian, keep what their units give to qemu-ga."""
 
 NOT_ACTIVE: Final = 3
 NOT_INSTALLED: Final = 4
@@ -47,7 +54,7 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={command}
 SyslogIdentifier=qga
-Restart=on-failure
+Restart=always
 RestartSec=1
 """
 
@@ -76,12 +83,16 @@ HOOK_TEXT: Final = """\
 log=${FSFREEZE_HOOK_LOG:-/var/log/qga-fsfreeze-hook.log}
 directory=$(dirname "$0")/fsfreeze-hook.d
 
-record() {
-    if (: >>"$log") 2>/dev/null; then
-        cat >>"$log"
-    else
-        logger -t qemu-ga-freeze-hook
-    fi
+# To a file, never into a pipe: a program may leave another one behind that holds a lock until the thaw.
+if (: >>"$log") 2>/dev/null; then
+    exec >>"$log" 2>&1
+else
+    exec >/dev/null 2>&1
+    log=
+fi
+
+tell() {
+    [ -n "$log" ] && echo "$(date): $*" || logger -t qga-fsfreeze-hook "$*"
 }
 
 is_leftover() { # of an editor or a package manager
@@ -94,11 +105,9 @@ is_leftover() { # of an editor or a package manager
 
 for program in "$directory"/*; do
     if [ -f "$program" ] && [ -x "$program" ] && ! is_leftover "$program"; then
-        {
-            echo "$(date): $program $1 starts"
-            "$program" "$1" </dev/null
-            echo "$(date): $program $1 ended with status $?"
-        } 2>&1 | record
+        tell "$program $1 starts"
+        "$program" "$1" </dev/null
+        tell "$program $1 ended with status $?"
     fi
 done
 exit 0
@@ -173,6 +182,8 @@ def install(job: Job) -> int:
         job.tell(f"make     {directory}")
         if not job.dry:
             os.makedirs(directory, 0o755)
+    for note in notes(job):
+        job.tell(f"note     {note}")
     if not job.live:
         job.tell("systemd does not run here: the service starts with the system")
         return 0
@@ -188,10 +199,12 @@ def install(job: Job) -> int:
 
 
 def uninstall(job: Job) -> int:
-    """Stop the service and remove what `install` wrote. OSError if a file cannot be removed."""
-    if job.live:
-        job.run("systemctl", "stop", UNIT)
-    removed = [_remove(job, file) for file in files(command_line())]
+    """Remove what `install` wrote and stop the service. OSError if a file cannot be removed."""
+    everything = files(command_line())
+    if is_hook_wanted(job, everything):
+        job.tell(f"keep     {job.place(HOOK)} (named in {job.place(DEFAULT_CONFIG)})")
+        everything = [file for file in everything if file.path != HOOK]
+    removed = [_remove(job, file) for file in everything]
     directory = job.place(HOOK_DIRECTORY)
     if os.path.isdir(directory) and not os.listdir(directory):
         job.tell(f"remove   {directory}")
@@ -199,7 +212,38 @@ def uninstall(job: Job) -> int:
             os.rmdir(directory)
     if job.live and any(removed):
         _reload(job)
+    if job.live:
+        # At the very end: this command may have come through the agent, and ends with it.
+        job.run("systemctl", "stop", UNIT)
     return 0
+
+
+def is_hook_wanted(job: Job, everything: list[File]) -> bool:
+    """Whether a configuration that stays names the hook: without it no freeze would succeed, with either agent."""
+    config = next(file for file in everything if file.path == DEFAULT_CONFIG)
+    return examine(job, config) is State.FOREIGN and HOOK in _text(job.place(DEFAULT_CONFIG))
+
+
+def notes(job: Job) -> list[str]:
+    """What of the system's present set-up this service does not take over."""
+    found = []
+    config = job.place(DEFAULT_CONFIG)
+    if os.path.exists(config) and not re.search(r"^\s*fsfreeze-hook\s*=", _text(config), re.MULTILINE):
+        found.append(f"{config} names no fsfreeze-hook: the programs in {HOOK_DIRECTORY} will not run")
+    for path in map(job.place, FORMER_OPTIONS):
+        if os.path.exists(path) and re.search(r"""^\s*\w+=["']?[^"'\s]""", _text(path), re.MULTILINE):
+            found.append(f"{path} has options of qemu-ga that qga does not read: their place is {config}")
+    hooks = job.place(FORMER_HOOKS)
+    if os.path.isdir(hooks) and os.listdir(hooks):
+        found.append(f"the programs in {hooks} will not run: their place is {HOOK_DIRECTORY}")
+    if not os.path.exists(job.place(sys.executable)):
+        found.append(f"{job.place(sys.executable)} is missing, and the unit starts it")
+    return found
+
+
+def _text(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode(errors="replace")
 
 
 def status(job: Job) -> int:
@@ -229,7 +273,7 @@ def files(command: str) -> list[File]:
     rule = RULE_TEXT.format(name=name, unit=UNIT)
     return [
         File(f"/etc/systemd/system/{UNIT}", 0o644, stamp(unit)),
-        File("/etc/udev/rules.d/60-qga.rules", 0o644, stamp(rule)),
+        File(RULE, 0o644, stamp(rule)),
         File(DEFAULT_CONFIG, 0o644, stamp(CONFIG_TEXT.format(hook=HOOK, directory=HOOK_DIRECTORY)), keep=True),
         File(HOOK, 0o755, stamp(HOOK_TEXT)),
     ]
@@ -269,8 +313,7 @@ def stamp(text: str) -> str:
 def examine(job: Job, file: File) -> State:
     """Compare what is there with what would be installed. OSError if it cannot be read."""
     try:
-        with open(job.place(file.path), "rb") as present:
-            found = present.read().decode(errors="replace")
+        found = _text(job.place(file.path))
     except FileNotFoundError:
         return State.MISSING
     if found == file.text:

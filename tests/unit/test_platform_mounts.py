@@ -72,6 +72,14 @@ def test_unescape(escaped: bytes, plain: bytes) -> None:
     assert unescape(escaped) == plain
 
 
+def test_carriage_return_in_a_name_ends_no_line(tmp_path: Path) -> None:
+    """The kernel does not escape it."""
+    found = mounts_of(
+        tmp_path, b"27 1 0:44 / /home/u/a\rb rw - tmpfs x\ry rw\n28 1 254:1 / /srv\r1 rw - ext4 /dev/vda1 rw\n"
+    )
+    assert found == [Mount("254:1", b"/srv\r1", "ext4", b"/dev/vda1")]
+
+
 def test_unreadable_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CallError, match="No such file"):
         list_mounts(str(tmp_path))

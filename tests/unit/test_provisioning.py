@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from qga import provisioning
 from qga.provisioning import HOOK_DIRECTORY, command_line, device_unit, main
 
 UNIT = "etc/systemd/system/qga.service"
-RULE = "etc/udev/rules.d/60-qga.rules"
+RULE = "etc/udev/rules.d/99-qga.rules"
 CONFIG = "etc/qemu/qemu-ga.conf"
 HOOK = "etc/qemu/qga-fsfreeze-hook"
 ALL = [UNIT, RULE, CONFIG, HOOK]
@@ -53,7 +55,7 @@ def test_unit_is_bound_to_the_port_and_excludes_the_c_agent(tmp_path: Path) -> N
     lines = (tmp_path / UNIT).read_text().splitlines()
     assert r"BindsTo=dev-virtio\x2dports-org.qemu.guest_agent.0.device" in lines
     assert "Type=notify" in lines
-    assert "Restart=on-failure" in lines
+    assert "Restart=always" in lines
     assert "Conflicts=qemu-guest-agent.service" in lines
     assert r"After=dev-virtio\x2dports-org.qemu.guest_agent.0.device qemu-guest-agent.service" in lines
 
@@ -103,8 +105,9 @@ def test_edited_file_survives_install_and_uninstall(tmp_path: Path, name: str) -
     path.write_bytes(edited)
     assert service("install", tmp_path) == 0
     assert path.read_bytes() == edited
+    hook = {HOOK: (tmp_path / HOOK).read_bytes()} if name == CONFIG else {}
     assert service("uninstall", tmp_path) == 0
-    assert tree(tmp_path) == {name: edited}
+    assert tree(tmp_path) == hook | {name: edited}, "a configuration that stays still has its hook"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"[general]\nverbose=true\n", b"\xff\xfe", b"# qga: unedited 0\n"])
@@ -116,6 +119,41 @@ def test_file_of_somebody_else_is_never_touched(tmp_path: Path, content: bytes) 
     assert path.read_bytes() == content
     service("uninstall", tmp_path)
     assert tree(tmp_path) == {CONFIG: content}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "note"),
+    [
+        (CONFIG, "[general]\nverbose=true\n", "names no fsfreeze-hook"),
+        (
+            "etc/sysconfig/qemu-ga",
+            '# Options\nFILTER_RPC_ARGS="--allow-rpcs=guest-ping"\n',
+            "their place is",
+        ),
+        ("etc/default/qemu-guest-agent", "DAEMON_ARGS='-v'\n", "their place is"),
+        ("etc/qemu-ga/fsfreeze-hook.d/db.sh", "", "will not run"),
+    ],
+)
+def test_install_tells_what_it_does_not_take_over(
+    path: str, text: str, note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(text)
+    service("install", tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note ")]
+    assert len(told) == 2
+    assert note in told[0]
+    assert str(tmp_path / sys.executable[1:]) in told[1]
+
+
+@pytest.mark.parametrize("text", ["", "# BLACKLIST_RPC=x\n", 'DAEMON_ARGS=""\n', "DAEMON_ARGS=\n"])
+def test_install_is_silent_about_options_that_are_not_set(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "etc/default").mkdir(parents=True)
+    (tmp_path / "etc/default/qemu-guest-agent").write_text(text)
+    service("install", tmp_path)
+    assert "qemu-guest-agent" not in capsys.readouterr().out
 
 
 def test_unedited_file_of_another_version_is_replaced(tmp_path: Path) -> None:
@@ -277,6 +315,23 @@ def test_failing_program_is_logged_and_stops_nothing(hooks: Hooks) -> None:
     assert "to stdout\nto stderr\n" in log
     assert "10-fails freeze ended with status 7\n" in log
     assert "20-works freeze ended with status 0\n" in log
+
+
+def test_program_that_leaves_another_one_behind_holds_nothing_up(hooks: Hooks) -> None:
+    """As a database's lock is held from the freeze to the thaw."""
+    hooks.add("10-database", f'sleep 60 & echo $! >"{hooks.calls}.pid"')
+    for log in (hooks.log, hooks.directory / "missing" / "log"):
+        began = time.monotonic()
+        done = subprocess.run(
+            [hooks.script, "freeze"],
+            env={**os.environ, "FSFREEZE_HOOK_LOG": str(log)},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        os.kill(int(Path(f"{hooks.calls}.pid").read_text()), signal.SIGKILL)
+        assert done.returncode == 0
+        assert time.monotonic() - began < 10
 
 
 def test_hook_runs_programs_even_if_nothing_can_be_logged(hooks: Hooks) -> None:

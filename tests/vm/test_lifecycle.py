@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -65,4 +66,16 @@ def test_no_unit_has_failed(guest: Guest) -> None:
 
 
 def test_agent_wrote_no_error_to_the_journal(guest: Guest) -> None:
-    assert guest.sh(f"journalctl --quiet --no-pager --output cat --priority err --unit {guest.unit}") == ""
+    lines = guest.sh(f"journalctl --quiet --no-pager --output cat --unit {guest.unit}").splitlines()
+    assert [line for line in lines if re.search(r"\b(error|critical): ", line)] == []
+
+
+@pytest.mark.own
+def test_error_has_that_priority_in_the_journal(guest: Guest) -> None:
+    options = "--block-rpcs=guest-nonsense --method=unix-listen --path=/run/complaint.sock --statedir=/run"
+    guest.sh(f"systemd-run --quiet --collect --unit=complaint {guest.program} {options}")
+    try:
+        errors = "journalctl --quiet --no-pager --output cat --priority err --unit complaint"
+        wait_for(lambda: "guest-nonsense" in guest.sh(errors), "the complaint")
+    finally:
+        guest.sh("systemctl stop complaint")

@@ -45,6 +45,14 @@ def test_install_through_the_agent_itself_does_not_end_it(guest: Guest) -> None:
     assert guest.main_pid() == before
 
 
+def test_uninstall_through_the_agent_itself_is_complete(guest: Guest) -> None:
+    guest.call("guest-exec", path="/opt/qga/bin/qga", arg=["--service", "uninstall"])
+    wait_for(lambda: guest.run("systemctl is-active qga").output.strip() == "inactive", "the service to stop")
+    assert guest.run("find /etc -name '*qga*' -o -name '*fsfreeze*' | grep .").output == ""
+    guest.sh("/opt/qga/bin/qga --service install")
+    guest.wait_for_agent()
+
+
 def test_programs_in_the_hook_directory_run_around_a_freeze(guest: Guest) -> None:
     hook = "/etc/qemu/fsfreeze-hook.d/10-database"
     guest.sh(f"cat >{hook}; chmod +x {hook}", stdin='#!/bin/sh\necho "$1" >>/run/database\n')

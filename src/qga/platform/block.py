@@ -131,7 +131,7 @@ def disk_stats(root: str = "") -> list[DiskStats]:
     Fields: Linux, Documentation/admin-guide/iostats.rst.
     """
     stats = []
-    for line in proc.read(f"{root}/proc/diskstats").decode(errors="replace").splitlines():
+    for line in proc.read(f"{root}/proc/diskstats").splitlines():
         major, minor, name, *counters = line.split()
-        stats.append(DiskStats(name, int(major), int(minor), tuple(map(int, counters))))
+        stats.append(DiskStats(name.decode(errors="replace"), int(major), int(minor), tuple(map(int, counters))))
     return stats

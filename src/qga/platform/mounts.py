@@ -25,7 +25,8 @@ class Mount(NamedTuple):
 def list_mounts(root: str = "") -> list[Mount]:
     """Mounts on block devices in mount order, each device once, by its first mount; CallError."""
     mounts: dict[str, Mount] = {}
-    for line in proc.read(f"{root}/proc/self/mountinfo").splitlines():
+    # Not splitlines: the kernel escapes newlines in names, but not carriage returns.
+    for line in proc.read(f"{root}/proc/self/mountinfo").split(b"\n"):
         mount = _parse(line, root)
         if mount is not None and mount.number not in mounts:
             mounts[mount.number] = mount
@@ -38,7 +39,9 @@ def _parse(line: bytes, root: str) -> Mount | None:
     Major number 0 stands for file systems without a device (tmpfs, overlay, NFS, FUSE), but also for btrfs, which
     spreads over several: there the device that was named at mount time counts.
     """
-    before, _, after = line.partition(b" - ")
+    before, separator, after = line.partition(b" - ")
+    if not separator:  # behind the last line
+        return None
     _id, _parent, number, _root, mountpoint = before.split(b" ", 5)[:5]
     fstype, source = after.split(b" ", 2)[:2]
     source = unescape(source)

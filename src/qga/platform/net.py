@@ -201,10 +201,10 @@ def routes4(root: str = "") -> list[Route4]:
     return [_route4(line) for line in _lines(f"{root}/proc/net/route")[1:]]
 
 
-def _route4(line: str) -> Route4:
+def _route4(line: bytes) -> Route4:
     interface, destination, gateway, flags, refcnt, use, metric, mask, mtu, window, irtt = line.split()
     return Route4(
-        interface=interface,
+        interface=interface.decode(errors="replace"),
         destination=_inet4(destination),
         gateway=_inet4(gateway),
         mask=_inet4(mask),
@@ -218,7 +218,7 @@ def _route4(line: str) -> Route4:
     )
 
 
-def _inet4(text: str) -> str:
+def _inet4(text: bytes) -> str:
     """An address printed as one hexadecimal number in the machine's byte order."""
     return socket.inet_ntop(socket.AF_INET, int(text, 16).to_bytes(4, sys.byteorder))
 
@@ -228,10 +228,10 @@ def routes6(root: str = "") -> list[Route6]:
     return [_route6(line) for line in _lines(f"{root}/proc/net/ipv6_route")]
 
 
-def _route6(line: str) -> Route6:
+def _route6(line: bytes) -> Route6:
     destination, prefix, source, source_prefix, nexthop, metric, refcnt, use, flags, interface = line.split()
     return Route6(
-        interface=interface,
+        interface=interface.decode(errors="replace"),
         destination=_inet6(destination),
         destination_prefix=int(prefix, 16),
         source=_inet6(source),
@@ -244,15 +244,16 @@ def _route6(line: str) -> Route6:
     )
 
 
-def _inet6(text: str) -> str:
-    return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(text))
+def _inet6(text: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(text.decode()))
 
 
-def _signed(text: str) -> int:
+def _signed(text: bytes) -> int:
     """A number of 32 bits that clients know with a sign: the metric of the last resort is -1."""
     value = int(text, 16)
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def _lines(path: str) -> list[str]:
-    return (proc.read_or_none(path) or b"").decode(errors="replace").splitlines()
+def _lines(path: str) -> list[bytes]:
+    # Bytes, as an interface's name may contain what is a blank or an end of line in Unicode only.
+    return (proc.read_or_none(path) or b"").splitlines()

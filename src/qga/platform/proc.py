@@ -30,10 +30,10 @@ def read(path: str) -> bytes:
     except OSError as exc:
         raise CallError(f'open("{path}")', exc) from exc
     try:
-        data = b""
+        blocks = []
         while block := os.read(fd, _BLOCK):
-            data += block
-        return data
+            blocks.append(block)
+        return b"".join(blocks)
     finally:
         os.close(fd)
 
