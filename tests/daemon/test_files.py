@@ -405,12 +405,16 @@ def test_a_state_directory_that_vanishes(tmp_path: Path) -> None:
             path.unlink()
         (tmp_path / "state").rmdir()
         before = descriptors(agent.pid)
-        replies = [client.call("guest-file-open", path="/dev/zero") for _ in range(1100)]
+        replies = []
+        for _ in range(1100):
+            replies.append(client.call("guest-file-open", path="/dev/zero"))
+            if "return" in replies[-1]:  # not to meet the limit on descriptors
+                client.ok("guest-file-close", handle=replies[-1]["return"])
         refused = [reply["error"]["desc"] for reply in replies if "error" in reply]
         assert set(refused) == {"failed to commit persistent state to disk"}
         given = [reply["return"] for reply in replies if "return" in reply]
         assert given == list(range(1001, 1001 + len(given)))
-        assert len(descriptors(agent.pid)) == len(before) + len(given)
+        assert len(descriptors(agent.pid)) == len(before)
         (tmp_path / "state").mkdir()
         assert opened(client, "/dev/null") > given[-1]
 

@@ -54,7 +54,8 @@ def test_example_in_readme_prints_what_it_says(line: str, output: str, tmp_path:
         pytest.skip("socat is not installed")
     with AgentProcess(QGA, tmp_path) as agent:
         agent.connect().close()
-        line = line.replace("/tmp/agent.sock", str(agent.path)).replace("qga ", shlex.join(QGA) + " ")
+        line = line.replace("/tmp/agent.sock", str(agent.path)).replace("-t /tmp", f"-t {tmp_path}")
+        line = line.replace("qga ", shlex.join(QGA) + " ")
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, cwd=ROOT, check=True)
     assert done.stdout.strip() == output
 

@@ -46,7 +46,8 @@ def test_text_of_a_failure(script: str, text: str) -> None:
     assert failure(shell(script)) == text
 
 
-def test_program_that_is_missing_or_no_program(tmp_path: Path) -> None:
+def test_program_that_is_missing_or_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert failure(["/nonexistent/x"]) == HEAD + "failed to exec '/nonexistent/x': No such file or directory\n"
     assert failure(["qga-no-such"]) == HEAD + "failed to exec 'qga-no-such': No such file or directory\n"
     assert failure([str(tmp_path)]) == HEAD + f"failed to exec '{tmp_path}': Permission denied\n"

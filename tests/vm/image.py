@@ -28,6 +28,9 @@ CACHE = Path(os.environ.get("QGA_VM_CACHE") or REPOSITORY / ".cache" / "vm")
 KINDS = ("qemu-ga", "qga")
 """The agents: Debian's own as the reference, and this project's."""
 
+WANTED = (os.environ.get("QGA_VM_AGENTS") or ",".join(KINDS)).split(",")
+"""Those that run; the reference comes first, since the other is compared to it."""
+
 SUITE = "bookworm"
 
 PACKAGES = (
