@@ -162,7 +162,7 @@ def pytest_runtest_makereport(
     if item.get_closest_marker("vm"):
         if report.failed and _kind(item) == "qemu-ga":
             report.outcome = "skipped"
-            report.wasxfail = call.excinfo.exconly() if call.excinfo else "the reference fails"
+            report.wasxfail = call.excinfo.exconly().partition("\n")[0] if call.excinfo else "the reference fails"
         item.config.stash[RESULTS].note(_scenario(item), _kind(item), report)
         if report.failed and (pool := getattr(item, "funcargs", {}).get("pool")):
             report.sections += pool.reports()
