@@ -12,7 +12,7 @@ from functools import partial
 
 from . import logs
 from .config import Config
-from .errors import CallError, CommandError, CommandNotFound, from_os, strerror
+from .errors import CommandError, CommandNotFound, strerror
 from .platform import freeze, run
 from .platform.mounts import list_mounts
 from .workers import WorkerPool
@@ -60,7 +60,8 @@ class FreezeState:
     async def freeze(self, command: str, wanted: Collection[bytes] | None) -> int:
         """Freeze all file systems, or those with these mount points; returns how many are frozen.
 
-        command: what the client asked for. CommandError leaves nothing frozen. Waits for a freeze or thaw under way.
+        command: what the client asked for. Waits for a freeze or thaw under way. An error leaves nothing frozen:
+        CommandError, or CallError for the system call that failed.
         """
         async with self._turn:
             if self.frozen:
@@ -82,8 +83,6 @@ class FreezeState:
                 raise CommandError(f"{command} refused: the agent is ending")
             await self._enter()
             count = await self._workers.run(partial(self._filesystems.freeze, mounts, wanted))
-        except CallError as exc:
-            raise from_os(exc.call, exc) from exc
         finally:
             self._freezing = False
         if self._filesystems.stopped:

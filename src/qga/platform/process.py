@@ -117,8 +117,12 @@ class Capture:
         """Descriptor of the output, at its start; OSError if there can be none."""
         if self._memory < 0:
             self._open_memory()
-            with open(self._memory, "wb", closefd=False) as file:
-                file.write(self.kept)
+            try:
+                with open(self._memory, "wb", closefd=False) as file:
+                    file.write(self.kept)
+            except OSError:
+                self._close_memory()
+                raise
             self.kept = b""
         os.lseek(self._memory, 0, os.SEEK_SET)
         return self._memory
