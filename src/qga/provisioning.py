@@ -86,14 +86,11 @@ directory=$(dirname "$0")/fsfreeze-hook.d
 # To a file, never into a pipe: a program may leave another one behind that holds a lock until the thaw.
 if (: >>"$log") 2>/dev/null; then
     exec >>"$log" 2>&1
+    tell() { echo "$(date): $*"; }
 else
     exec >/dev/null 2>&1
-    log=
+    tell() { logger -t qga-fsfreeze-hook "$*"; }
 fi
-
-tell() {
-    [ -n "$log" ] && echo "$(date): $*" || logger -t qga-fsfreeze-hook "$*"
-}
 
 is_leftover() { # of an editor or a package manager
     case $1 in
@@ -210,9 +207,9 @@ def uninstall(job: Job) -> int:
         job.tell(f"remove   {directory}")
         if not job.dry:
             os.rmdir(directory)
-    if job.live and any(removed):
-        _reload(job)
     if job.live:
+        if any(removed):
+            _reload(job)
         # At the very end: this command may have come through the agent, and ends with it.
         job.run("systemctl", "stop", UNIT)
     return 0

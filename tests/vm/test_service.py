@@ -11,7 +11,7 @@ from .guest import AGENT_CHANNEL, PORT, Guest
 from .hypervisor import wait_for
 
 UNIT_FILE = "/etc/systemd/system/qga.service"
-
+INSTALLED = "find /etc -name '*qga*' -o -name '*fsfreeze*'"
 
 pytestmark = pytest.mark.own
 
@@ -32,7 +32,7 @@ def test_uninstall_ends_the_agent_and_install_starts_it_at_once(guest: Guest) ->
     guest.sh("/opt/qga/bin/qga --service uninstall")
     assert guest.run("systemctl is-active qga").output.strip() == "inactive"
     assert guest.run("/opt/qga/bin/qga --service status").status == 4
-    assert guest.run("find /etc -name '*qga*' -o -name '*fsfreeze*' | grep .").output == ""
+    assert guest.sh(INSTALLED) == ""
     guest.sh("/opt/qga/bin/qga --service install")
     guest.wait_for_agent()
     wait_for(lambda: guest.run("/opt/qga/bin/qga --service status").status == 0, "the service to be active")
@@ -48,7 +48,7 @@ def test_install_through_the_agent_itself_does_not_end_it(guest: Guest) -> None:
 def test_uninstall_through_the_agent_itself_is_complete(guest: Guest) -> None:
     guest.call("guest-exec", path="/opt/qga/bin/qga", arg=["--service", "uninstall"])
     wait_for(lambda: guest.run("systemctl is-active qga").output.strip() == "inactive", "the service to stop")
-    assert guest.run("find /etc -name '*qga*' -o -name '*fsfreeze*' | grep .").output == ""
+    assert guest.sh(INSTALLED) == ""
     guest.sh("/opt/qga/bin/qga --service install")
     guest.wait_for_agent()
 

@@ -38,8 +38,7 @@ def list_logins(utmp: str = UTMP, sessions: str = SESSIONS) -> list[Login]:
     utmp: the file of utmp(5); sessions: the directory in which logind keeps a file for each session.
     CallError if one exists and cannot be read. Neither existing gives an empty list.
     """
-    with calling(f'open("{utmp}")'):
-        data = read_or_none(utmp)
+    data = read_or_none(utmp)
     return _earliest(_from_logind(sessions) if data is None else _from_utmp(data))
 
 
@@ -95,7 +94,6 @@ def _login_of(session: dict[bytes, bytes]) -> Login | None:
 
 
 def _read_session(path: str) -> dict[bytes, bytes]:
-    with calling(f'open("{path}")'):
-        text = read_or_none(path) or b""  # None: logged out meanwhile
+    text = read_or_none(path) or b""  # None: logged out meanwhile
     pairs = (line.partition(b"=") for line in text.split(b"\n"))
     return {key: value for key, _, value in pairs}

@@ -32,8 +32,7 @@ def list_processors(root: str = "") -> list[Processor]:
 
 
 def _processor(number: int, switch: str) -> Processor:
-    with proc.calling(f'open("{switch}")'):
-        state = proc.read_or_none(switch)
+    state = proc.read_or_none(switch)
     return Processor(number, state is None or not state.startswith(b"0"), state is not None)
 
 

@@ -25,17 +25,15 @@ def calling(call: str) -> Iterator[None]:
 
 def read(path: str) -> bytes:
     """The whole file; CallError. Read to its end, since one read of a list in /proc gives a page or so."""
-    try:
+    with calling(f'open("{path}")'):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as exc:
-        raise CallError(f'open("{path}")', exc) from exc
-    try:
-        blocks = []
-        while block := os.read(fd, _BLOCK):
-            blocks.append(block)
-        return b"".join(blocks)
-    finally:
-        os.close(fd)
+        try:
+            blocks = []
+            while block := os.read(fd, _BLOCK):
+                blocks.append(block)
+            return b"".join(blocks)
+        finally:
+            os.close(fd)
 
 
 def read_or_none(path: str) -> bytes | None:

@@ -62,13 +62,12 @@ def exit_status(argv: Sequence[str]) -> int:
 
     Returns its exit status, negative for a signal, NOT_FOUND if it cannot be started.
     """
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    words = [os.fsencode(word) for word in argv]
     try:
-        pid, pidfd = start([os.fsencode(word) for word in argv], None, null, null, null, session=True)
+        with open(os.devnull, "r+b", buffering=0) as null:
+            pid, pidfd = start(words, None, null.fileno(), null.fileno(), null.fileno(), session=True)
     except OSError:
         return NOT_FOUND
-    finally:
-        os.close(null)
     os.close(pidfd)
     return _status(pid)
 

@@ -175,7 +175,6 @@ def inherited_socket() -> socket.socket | None:
         raise ChannelError("unsupported listen fd type")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ChannelError("the socket that was passed does not listen")
-    os.set_inheritable(3, False)
     return sock
 
 
